@@ -1,0 +1,72 @@
+//! The boot, step by step: from the kernel's first process to a machine that can run commands.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::system::finit_module;
+
+use crate::agent::Ground;
+use crate::console;
+use crate::disks;
+use crate::errors::{BootError, During};
+use crate::identity::{self, Identity};
+use crate::port::open_port;
+use crate::root;
+use crate::spawn::Held;
+use crate::uevents::Uevents;
+
+/// Open files of the agent itself: three per process, and pipes that children of ended ones keep.
+const NOFILE: Rlimit = Rlimit { current: Some(524_288), maximum: Some(524_288) };
+
+/// Boots. An error means that the host cannot even be told; what it can be told is the inner result.
+pub(crate) fn boot() -> Result<(OwnedFd, Result<Ground, String>), String> {
+    let (uevents, port) = open_channel().map_err(|error| error.to_string())?;
+    let ground = prepare(&uevents).map_err(|error| error.to_string());
+    if let Err(why) = &ground {
+        console(why);
+    }
+    Ok((port, ground))
+}
+
+fn open_channel() -> Result<(Uevents, OwnedFd), BootError> {
+    root::mount_kernel_file_systems()?;
+    let uevents = Uevents::subscribe().during(|| "subscribe to device events".to_owned())?;
+    load_modules()?;
+    let port = open_port(&uevents)?;
+    Ok((uevents, port))
+}
+
+/// Loads the modules that the initramfs lists, dependencies first.
+fn load_modules() -> Result<(), BootError> {
+    let order = fs::read_to_string("/modules/order").during(|| "read /modules/order".to_owned())?;
+    for name in order.lines().filter(|line| !line.is_empty()) {
+        let path = format!("/modules/{name}");
+        let file = fs::File::open(&path).during(|| format!("open the module {name}"))?;
+        match finit_module(&file, c"", 0) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error).during(|| format!("load the module {name}")),
+        }
+    }
+    Ok(())
+}
+
+fn prepare(uevents: &Uevents) -> Result<Ground, BootError> {
+    root::enter(&disks::find(uevents)?)?;
+    if let Err(error) = identity::loopback_up() {
+        console(&format!("the loopback interface stays down: {error}"));
+    }
+    setrlimit(Resource::Nofile, NOFILE).during(|| "raise the agent's limit of open files".to_owned())?;
+    fs::write("/proc/self/oom_score_adj", "-1000")
+        .during(|| "protect the agent from the out-of-memory killer".to_owned())?;
+    let mut identity = Identity::new().during(|| "open the random device".to_owned())?;
+    let held = Held {
+        proc: open("/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .during(|| "open /proc".to_owned())?,
+        null: open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .during(|| "open /dev/null".to_owned())?,
+    };
+    Ok(Ground { held, become_it: Box::new(move |hello| identity.take(hello).map_err(|error| error.to_string())) })
+}

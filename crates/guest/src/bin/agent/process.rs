@@ -1,0 +1,133 @@
+//! One command that the host asked for: from its start until the host has its end on disk.
+
+use std::os::fd::OwnedFd;
+
+use rustix::process::WaitStatus;
+use tartarus_guest::{End, ProcessState, ProcessStatus, Stream};
+
+use crate::input::Input;
+use crate::output::Output;
+use crate::spawn::Spawned;
+use crate::window::Outside;
+
+/// A process and what the host does not have of it yet.
+#[derive(Debug)]
+pub(crate) struct Process {
+    token: String,
+    /// `None` when it could not be started.
+    pid: Option<u32>,
+    /// Set when it ended.
+    end: Option<End>,
+    /// The kernel's count of out-of-memory kills when it started.
+    ooms: u64,
+    /// Its standard input.
+    pub(crate) input: Input,
+    outputs: [Output; 2],
+    end_sent: bool,
+}
+
+impl Process {
+    /// A process that runs, or the reason why it does not.
+    pub(crate) fn new(token: String, spawned: Result<Spawned, End>, ooms: u64) -> Self {
+        let (mut input, mut outputs, mut pid, mut end) = (Input::default(), <[Output; 2]>::default(), None, None);
+        match spawned {
+            Ok(spawned) => {
+                input = spawned.stdin.map_or_else(Input::default, Input::new);
+                outputs = spawned.outputs.map(Output::new);
+                pid = Some(spawned.pid);
+            }
+            Err(why) => end = Some(why),
+        }
+        Self { token, pid, end, ooms, input, outputs, end_sent: false }
+    }
+
+    /// The attempt that it belongs to.
+    pub(crate) fn token(&self) -> &str {
+        &self.token
+    }
+
+    /// Its pid, as long as it runs.
+    pub(crate) fn running(&self) -> Option<u32> {
+        self.pid.filter(|_| self.end.is_none())
+    }
+
+    /// What a start is answered with, each time alike: its pid, or why it could not be started.
+    pub(crate) fn started(&self) -> Result<u32, End> {
+        match (self.pid, &self.end) {
+            (Some(pid), _) => Ok(pid),
+            (None, Some(end)) => Err(end.clone()),
+            (None, None) => Err(End::NotExecutable { message: "it was never started".to_owned() }),
+        }
+    }
+
+    /// Its status for the hello.
+    pub(crate) fn status(&self, process: u32) -> ProcessStatus {
+        let seen = self.is_whole() && self.outputs.iter().all(|output| output.window.is_seen());
+        let state = match (&self.end, self.pid) {
+            (Some(end), _) if seen => ProcessState::Ended(end.clone()),
+            (_, pid) => ProcessState::Running { pid: pid.unwrap_or(0) },
+        };
+        ProcessStatus { process, token: self.token.clone(), state, stdin_taken: self.input.taken() }
+    }
+
+    /// One of its output streams.
+    pub(crate) fn output(&mut self, stream: Stream) -> &mut Output {
+        &mut self.outputs[usize::from(stream.number()) - 1]
+    }
+
+    /// The host wants `stream` from `offset` on; when it says so a second time, also the end again.
+    pub(crate) fn attach(&mut self, stream: Stream, offset: u64) -> Result<(), Outside> {
+        let again = self.output(stream).window.attach(offset)?;
+        self.end_sent &= !again;
+        Ok(())
+    }
+
+    /// A new session: nothing is sent until the host attaches.
+    pub(crate) fn detach(&mut self) {
+        self.outputs.iter_mut().for_each(|output| output.window.detach());
+        self.end_sent = false;
+        // The hello tells the host how much was taken.
+        self.input.ack();
+    }
+
+    /// It was reaped; `ooms` is the kernel's count now.
+    pub(crate) fn exited(&mut self, status: WaitStatus, ooms: u64) {
+        let oom_kills = u32::try_from(ooms.saturating_sub(self.ooms)).unwrap_or(u32::MAX);
+        self.end = Some(match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => End::Exited { code, oom_kills },
+            (None, signal) => End::Signalled { signal: signal.unwrap_or(0), oom_kills },
+        });
+        self.outputs.iter_mut().for_each(Output::seal);
+        self.input.close();
+    }
+
+    /// Moves bytes between the pipes and memory. Gives whether anything changed.
+    pub(crate) fn pump(&mut self) -> bool {
+        let moved = self.input.flush();
+        self.outputs.iter_mut().fold(moved, |moved, output| output.fill() || moved)
+    }
+
+    /// Pipes of the ended process that must still be emptied, each once.
+    pub(crate) fn leftovers(&mut self) -> Vec<OwnedFd> {
+        self.outputs.iter_mut().filter_map(Output::leftover).collect()
+    }
+
+    /// The end, when it is to be sent now: once per session, after all output.
+    pub(crate) fn due_end(&mut self) -> Option<End> {
+        if self.end_sent || !self.is_whole() || !self.outputs.iter().all(|output| output.window.is_sent()) {
+            return None;
+        }
+        let end = self.end.clone()?;
+        self.end_sent = true;
+        Some(end)
+    }
+
+    /// The start was answered with the end.
+    pub(crate) fn told_end(&mut self) {
+        self.end_sent = true;
+    }
+
+    fn is_whole(&self) -> bool {
+        self.end.is_some() && self.outputs.iter().all(Output::is_whole)
+    }
+}
