@@ -1,0 +1,267 @@
+//! Sandboxes: accepting, finding, ending, and what their nodes report.
+
+use async_trait::async_trait;
+use rusqlite::{Connection, params};
+use tartarus_types::sandbox::Denied;
+use tartarus_types::{Event, LeaseToken, SandboxId, State, Timestamp};
+
+use super::row::{Row, all, clip, json, one, select, text};
+use super::transition::{transition, transition_by_holder};
+use super::worker::Tx;
+use super::{Sqlite, acheron, cocytus};
+use crate::store::{Accepted, Idempotency, KillAsked, ListFilter, NewSandbox, Record, RunStore, StoreError};
+
+/// An idempotency key lives so long, ms.
+const KEY_MS: i64 = 24 * 3600 * 1000;
+/// Expired keys that one accept takes away. More than it adds, so that they do not pile up.
+const KEYS_SWEPT: i64 = 16;
+/// Largest progress report, bytes: a peer sends it.
+const MAX_PROGRESS: usize = 64 << 10;
+/// What nothing survives.
+const SIGKILL: i32 = 9;
+
+pub(super) const SWEEP: &str = "DELETE FROM idempotency WHERE rowid IN \
+                                (SELECT rowid FROM idempotency WHERE at <= ?1 ORDER BY at LIMIT ?2)";
+pub(super) const BY_NAME: &str = select!("WHERE name = ?1 ORDER BY seq DESC LIMIT 1");
+pub(super) const BY_PREFIX: &str = select!("WHERE id >= ?1 AND id < ?1 || '~' LIMIT 2");
+pub(super) const LIST_ALL: &str = select!("ORDER BY seq DESC LIMIT ?1");
+pub(super) const LIST_LIVE: &str = select!("WHERE ended_at IS NULL ORDER BY seq DESC LIMIT ?1");
+
+fn accept(tx: &mut Tx<'_>, new: NewSandbox, now: Timestamp) -> Result<Accepted, StoreError> {
+    let expired = now.0.saturating_sub(KEY_MS * 1000);
+    tx.conn.prepare_cached(SWEEP)?.execute([expired, KEYS_SWEPT])?;
+    if let Some(key) = &new.idempotency
+        && let Some(record) = replay(tx.conn, key, expired)?
+    {
+        return Ok(Accepted::Replay(Box::new(record)));
+    }
+    if let Some(name) = &new.name {
+        let taken = "SELECT id FROM sandboxes WHERE name = ?1 AND ended_at IS NULL";
+        if text(tx.conn, taken, [name])?.is_some() {
+            return Err(StoreError::NameTaken(name.clone()));
+        }
+    }
+
+    let record = Record {
+        id: new.id,
+        name: new.name,
+        labels: new.labels,
+        state: State::Queued,
+        created_at: now,
+        started_at: None,
+        ended_at: None,
+        attempts: 0,
+        node: None,
+        outcome: None,
+        kill: None,
+        remove: false,
+        progress: None,
+        spec: new.spec,
+    };
+    insert(tx.conn, &record)?;
+    acheron::append(tx.conn, tx.conn.last_insert_rowid(), now.plus_ms(record.spec.start_timeout_ms))?;
+    if let Some(key) = new.idempotency {
+        remember(tx.conn, &key, &record, now)?;
+    }
+    tx.changed.push(record.id.clone());
+    Ok(Accepted::New(Box::new(record)))
+}
+
+fn insert(conn: &Connection, record: &Record) -> Result<(), StoreError> {
+    let spec = &record.spec;
+    conn.prepare_cached(
+        "INSERT INTO sandboxes (id, name, state, created_at, attempts, memory_mib, cpus, image, kernel, remove, \
+         labels, spec) VALUES (?1, ?2, ?3, ?4, 0, ?5, ?6, ?7, ?8, 0, ?9, ?10)",
+    )?
+    .execute(params![
+        record.id.as_str(),
+        record.name,
+        record.state.as_str(),
+        record.created_at.0,
+        spec.memory_mib,
+        spec.cpus,
+        spec.image,
+        spec.kernel,
+        serde_json::to_string(&record.labels)?,
+        serde_json::to_string(spec)?,
+    ])?;
+    Ok(())
+}
+
+/// The record that `key` stands for, as it was accepted.
+fn replay(conn: &Connection, key: &Idempotency, expired: i64) -> Result<Option<Record>, StoreError> {
+    let sql = "SELECT request, answer FROM idempotency WHERE caller = ?1 AND key = ?2 AND at > ?3";
+    let found = one(conn, sql, params![key.caller, key.key, expired], |row| {
+        Ok((row.get::<_, [u8; 32]>(0)?, row.get::<_, String>(1)?))
+    })?;
+    match found {
+        None => Ok(None),
+        Some((request, _)) if request != key.request => Err(StoreError::IdempotencyMismatch),
+        Some((_, answer)) => json(answer).map(Some),
+    }
+}
+
+/// Replaces an expired key of the same name that was not swept yet.
+fn remember(conn: &Connection, key: &Idempotency, record: &Record, now: Timestamp) -> Result<(), StoreError> {
+    conn.prepare_cached(
+        "INSERT OR REPLACE INTO idempotency (caller, key, request, at, answer) VALUES (?1, ?2, ?3, ?4, ?5)",
+    )?
+    .execute(params![key.caller, key.key, key.request, now.0, serde_json::to_string(record)?])?;
+    Ok(())
+}
+
+/// See [`RunStore::resolve`]. A whole id wins over a name, so that nobody can name a sandbox like another's id.
+fn resolve(conn: &Connection, reference: &str) -> Result<Record, StoreError> {
+    if let Ok(id) = reference.parse()
+        && let Some(row) = Row::by_id(conn, &id)?
+    {
+        return Ok(row.record);
+    }
+    // A name is free only once its bearer has ended, so the newest bearer is the one that has not.
+    if let Some(row) = one(conn, BY_NAME, [reference], Row::read)? {
+        return Ok(row.record);
+    }
+    let shown = || clip(reference, 80).to_owned();
+    let prefix = reference.strip_prefix(SandboxId::PREFIX).unwrap_or(reference);
+    if prefix.is_empty() || prefix.len() > 16 || !prefix.bytes().all(|b| b.is_ascii_alphanumeric()) {
+        return Err(StoreError::NotFound("sandbox", shown()));
+    }
+    let mut rows = all(conn, BY_PREFIX, [format!("{}{prefix}", SandboxId::PREFIX)], Row::read)?;
+    match (rows.pop(), rows.pop()) {
+        (None, _) => Err(StoreError::NotFound("sandbox", shown())),
+        (Some(row), None) => Ok(row.record),
+        (Some(_), Some(_)) => Err(StoreError::Ambiguous(shown())),
+    }
+}
+
+fn kill(
+    tx: &mut Tx<'_>,
+    id: &SandboxId,
+    kill: KillAsked,
+    remove: bool,
+    now: Timestamp,
+) -> Result<Option<Record>, StoreError> {
+    let mut row = Row::by_id(tx.conn, id)?.ok_or_else(|| StoreError::NotFound("sandbox", id.to_string()))?;
+    if row.record.state.is_terminal() {
+        if !remove {
+            return Err(Denied::Ended.into());
+        }
+        row.delete(tx.conn)?;
+        tx.changed.push(id.clone());
+        return Ok(None);
+    }
+    row.record.remove |= remove;
+    row.record.kill = Some(match row.record.kill.take() {
+        Some(first) => stronger(first, kill),
+        None => kill,
+    });
+    if row.record.state == State::Terminating {
+        row.save(tx.conn)?;
+        tx.changed.push(id.clone());
+    } else {
+        transition(tx, &mut row, Event::Kill, now)?;
+    }
+    let gone = row.record.remove && row.record.state.is_terminal();
+    Ok((!gone).then_some(row.record))
+}
+
+/// A second wish replaces the first when it is sooner, or is SIGKILL where the first was not; it never makes the end
+/// later or softer.
+fn stronger(first: KillAsked, second: KillAsked) -> KillAsked {
+    let harder = second.signal == SIGKILL && first.signal != SIGKILL;
+    if !harder && second.grace_ms >= first.grace_ms {
+        return first;
+    }
+    let signal = if first.signal == SIGKILL { SIGKILL } else { second.signal };
+    KillAsked { signal, grace_ms: first.grace_ms.min(second.grace_ms) }
+}
+
+fn check_progress(progress: Option<&str>) -> Result<(), StoreError> {
+    match progress {
+        Some(text) if text.len() > MAX_PROGRESS => {
+            let size = text.len();
+            Err(StoreError::Engine(format!("a progress report has {size} bytes of {MAX_PROGRESS} at most")))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[async_trait]
+impl RunStore for Sqlite {
+    async fn accept(&self, new: NewSandbox, now: Timestamp) -> Result<Accepted, StoreError> {
+        self.write(move |tx| accept(tx, new, now)).await
+    }
+
+    async fn get(&self, id: &SandboxId) -> Result<Option<Record>, StoreError> {
+        let id = id.clone();
+        self.read(move |conn| Ok(Row::by_id(conn, &id)?.map(|row| row.record))).await
+    }
+
+    async fn resolve(&self, reference: &str) -> Result<Record, StoreError> {
+        let reference = reference.to_owned();
+        self.read(move |conn| resolve(conn, &reference)).await
+    }
+
+    async fn list(&self, filter: ListFilter) -> Result<Vec<Record>, StoreError> {
+        let sql = if filter.ended { LIST_ALL } else { LIST_LIVE };
+        self.read(move |conn| all(conn, sql, [filter.limit], |row| Ok(Row::read(row)?.record))).await
+    }
+
+    async fn queue_position(&self, id: &SandboxId) -> Result<Option<u64>, StoreError> {
+        let id = id.clone();
+        self.read(move |conn| acheron::position(conn, &id)).await
+    }
+
+    async fn kill(
+        &self,
+        id: &SandboxId,
+        asked: KillAsked,
+        remove: bool,
+        now: Timestamp,
+    ) -> Result<Option<Record>, StoreError> {
+        let id = id.clone();
+        self.write(move |tx| kill(tx, &id, asked, remove, now)).await
+    }
+
+    async fn apply(
+        &self,
+        id: &SandboxId,
+        token: &LeaseToken,
+        event: Event,
+        progress: Option<String>,
+        now: Timestamp,
+    ) -> Result<Record, StoreError> {
+        check_progress(progress.as_deref())?;
+        let (id, token) = (id.clone(), token.clone());
+        self.write(move |tx| {
+            let mut row = Row::held(tx.conn, &id, &token)?;
+            if progress.is_some() {
+                row.record.progress = progress;
+            }
+            transition_by_holder(tx, &mut row, event, now)?;
+            Ok(row.record)
+        })
+        .await
+    }
+
+    async fn progress(&self, id: &SandboxId, token: &LeaseToken, progress: String) -> Result<(), StoreError> {
+        check_progress(Some(&progress))?;
+        let (id, token) = (id.clone(), token.clone());
+        self.write(move |tx| {
+            let mut row = Row::held(tx.conn, &id, &token)?;
+            if row.record.state.is_terminal() {
+                return Err(Denied::Ended.into());
+            }
+            row.record.progress = Some(progress);
+            row.save(tx.conn)?;
+            tx.changed.push(id);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn failures(&self, id: &SandboxId) -> Result<Vec<String>, StoreError> {
+        let id = id.clone();
+        self.read(move |conn| cocytus::failures(conn, &id)).await
+    }
+}
