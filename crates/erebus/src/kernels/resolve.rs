@@ -1,0 +1,170 @@
+//! Which modules a microVM needs, and in which order they must be loaded.
+
+use std::collections::HashMap;
+
+use super::collect::Collected;
+use super::modinfo::Modinfo;
+use crate::ErebusError;
+
+/// What machine shape v1 needs: its bus, disks, guest channel and network card, and the file systems of a sandbox.
+const NEEDED: [&str; 7] = ["virtio_mmio", "virtio_blk", "virtio_console", "virtio_net", "overlay", "squashfs", "ext4"];
+
+/// Most modules that are kept, and their bytes in all.
+const MAX_KEPT: usize = 64;
+const MAX_KEPT_BYTES: usize = 128 << 20;
+
+/// A module that is kept.
+#[derive(Debug)]
+pub(super) struct Module {
+    pub(super) name: String,
+    pub(super) content: Vec<u8>,
+    /// Modules of the same set that must be loaded before.
+    after: Vec<String>,
+}
+
+impl Module {
+    /// Its file's name, in the store and in the guest.
+    pub(super) fn file_name(&self) -> String {
+        format!("{}.ko", self.name)
+    }
+}
+
+/// The modules that are needed and all that those depend on, in load order.
+///
+/// # Errors
+/// When one is neither in the tar nor built in, is damaged, or belongs to another kernel.
+pub(super) async fn resolve(tar: &mut Collected) -> Result<Vec<Module>, ErebusError> {
+    let mut found: HashMap<String, Module> = HashMap::new();
+    let (mut wanted, mut bytes) = (Vec::new(), 0);
+    for name in NEEDED {
+        want(tar, name, "a microVM", &mut wanted)?;
+    }
+    let first = wanted.clone();
+    while let Some(name) = wanted.pop() {
+        if found.contains_key(&name) {
+            continue;
+        }
+        let content = tar.module(&name).await?;
+        bytes += content.len();
+        if found.len() >= MAX_KEPT || bytes > MAX_KEPT_BYTES {
+            return Err(ErebusError::bad("the modules that a microVM needs depend on too many others"));
+        }
+        let Some(info) = Modinfo::parse(&content) else {
+            return Err(ErebusError::bad(format!("the module {name} is damaged, or not for x86-64")));
+        };
+        if let Some(release) = info.release.filter(|release| *release != tar.release) {
+            let kernel = &tar.release;
+            return Err(ErebusError::bad(format!(
+                "the module {name} was built for {release:.80}, the kernel is {kernel}"
+            )));
+        }
+        let mut after = Vec::new();
+        for dependency in &info.depends {
+            want(tar, dependency, &name, &mut after)?;
+        }
+        // A soft dependency may name what a module provides, such as crc32c; the plain provider is then the generic one.
+        let generic = info.before.iter().flat_map(|soft| [soft.clone(), format!("{soft}_generic")]);
+        after.extend(generic.filter(|soft| tar.has(soft)));
+        wanted.extend(after.iter().cloned());
+        found.insert(name.clone(), Module { name, content, after });
+    }
+    let order = order(&first, |name| found.get(name).map(|module| module.after.clone()).unwrap_or_default())
+        .ok_or_else(|| ErebusError::bad("modules in the tar depend on each other in a circle"))?;
+    Ok(order.iter().filter_map(|name| found.remove(name)).collect())
+}
+
+/// Adds what is in the tar; what is built in needs nothing.
+fn want(tar: &Collected, name: &str, by: &str, wanted: &mut Vec<String>) -> Result<(), ErebusError> {
+    match (tar.has(name), tar.is_builtin(name)) {
+        (true, _) => wanted.push(name.to_owned()),
+        (false, true) => {}
+        (false, false) => {
+            return Err(ErebusError::bad(format!(
+                "the module {name}, which {by} needs, is not in the tar, nor does modules.builtin list it"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// All of `first` and what they come after, each after all that it comes after; `None` when there is a circle.
+fn order(first: &[String], after: impl Fn(&str) -> Vec<String>) -> Option<Vec<String>> {
+    enum Step {
+        Enter(String),
+        Leave(String),
+    }
+    let (mut order, mut open) = (Vec::new(), Vec::new());
+    let mut steps: Vec<Step> = first.iter().rev().cloned().map(Step::Enter).collect();
+    while let Some(step) = steps.pop() {
+        match step {
+            Step::Leave(name) => {
+                open.pop();
+                order.push(name);
+            }
+            Step::Enter(name) if order.contains(&name) => {}
+            Step::Enter(name) if open.contains(&name) => return None,
+            Step::Enter(name) => {
+                let before = after(&name);
+                open.push(name.clone());
+                steps.push(Step::Leave(name));
+                steps.extend(before.into_iter().rev().map(Step::Enter));
+            }
+        }
+    }
+    Some(order)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn after<'a>(edges: &'a [(&'a str, &'a [&'a str])]) -> impl Fn(&str) -> Vec<String> + 'a {
+        move |name| {
+            edges.iter().filter(|(n, _)| *n == name).flat_map(|(_, b)| b.iter().map(|s| s.to_string())).collect()
+        }
+    }
+
+    #[test]
+    fn dependencies_come_first() {
+        let edges: &[(&str, &[&str])] = &[
+            ("net", &["failover", "virtio"]),
+            ("failover", &["core"]),
+            ("virtio", &["ring"]),
+            ("blk", &["virtio", "ring"]),
+        ];
+        let first = ["blk", "net"].map(String::from);
+        assert_eq!(order(&first, after(edges)).unwrap(), ["ring", "virtio", "blk", "core", "failover", "net"]);
+    }
+
+    #[test]
+    fn circles_are_found() {
+        let first = ["a".to_owned()];
+        assert_eq!(order(&first, after(&[("a", &["b"]), ("b", &["a"])])), None);
+        assert_eq!(order(&first, after(&[("a", &["a"])])), None);
+    }
+
+    proptest! {
+        #[test]
+        fn order_holds_or_there_is_a_circle(edges in prop::collection::vec((0_u8..12, 0_u8..12), 0..30)) {
+            let before = |name: &str| -> Vec<String> {
+                edges.iter().filter(|(a, _)| a.to_string() == name).map(|(_, b)| b.to_string()).collect()
+            };
+            let first: Vec<String> = (0..12).map(|n: u8| n.to_string()).collect();
+            // Without circles: every edge that goes down.
+            let acyclic = |name: &str| -> Vec<String> {
+                let n: u8 = name.parse().unwrap();
+                before(name).into_iter().filter(|b| b.parse::<u8>().unwrap() < n).collect()
+            };
+            let sorted = order(&first, acyclic).unwrap();
+            prop_assert_eq!(sorted.len(), 12);
+            if let Some(sorted) = order(&first, before) {
+                let place = |n: u8| sorted.iter().position(|s| *s == n.to_string()).unwrap();
+                prop_assert!(edges.iter().all(|(a, b)| place(*b) < place(*a)));
+            } else {
+                prop_assert!(edges.iter().any(|(a, b)| a <= b));
+            }
+        }
+    }
+}
