@@ -1,0 +1,206 @@
+//! The node agent: leases work, keeps its leases alive, does what it is told, and takes over what an earlier agent ran.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tartarus_api::node::{Action, Assignment, ControlPlane, Directive, NodeInfo};
+use tartarus_types::{LeaseToken, SandboxId, Timestamp};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::ledger::{Ledger, make_dir};
+use crate::output::LogLimits;
+use crate::sandbox::{self, Context, Handle, KillReason, Request};
+use crate::workshop::Workshop;
+
+/// Leases are renewed this often; the control plane gives them several times as long.
+const SYNC: Duration = Duration::from_secs(5);
+/// A lease request waits this long for work.
+const LEASE_WAIT: Duration = Duration::from_secs(30);
+/// Commands' time to end after SIGTERM when the server stops, ms.
+const STOP_GRACE_MS: u64 = 5_000;
+
+/// How a node stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// Sandboxes are ended first.
+    EndSandboxes,
+    /// Machines go on; the next agent takes them over.
+    LeaveRunning,
+}
+
+/// What a node is made of.
+pub struct Parts {
+    /// What it says of itself.
+    pub info: NodeInfo,
+    /// The control plane.
+    pub control: Arc<dyn ControlPlane>,
+    /// Where machines come from.
+    pub workshop: Arc<dyn Workshop>,
+    /// A folder for each sandbox that runs here.
+    pub sandboxes: PathBuf,
+    /// A folder for each sandbox's logs.
+    pub logs: PathBuf,
+    /// How much of the output is stored.
+    pub limits: LogLimits,
+    /// The time.
+    pub clock: fn() -> Timestamp,
+}
+
+/// A node's agent.
+pub struct Agent {
+    pub(crate) ctx: Context,
+    info: NodeInfo,
+    handles: Mutex<HashMap<SandboxId, Handle>>,
+    kick: Notify,
+    tasks: TaskTracker,
+}
+
+impl Agent {
+    /// Opens the node's folders.
+    ///
+    /// # Errors
+    /// When they cannot be made or read.
+    pub fn open(parts: Parts) -> std::io::Result<Arc<Self>> {
+        let Parts { info, control, workshop, sandboxes, logs, limits, clock } = parts;
+        make_dir(&logs)?;
+        let ctx = Context { control, workshop, ledger: Ledger::open(sandboxes)?, logs, limits, clock };
+        Ok(Arc::new(Self { ctx, info, handles: Mutex::default(), kick: Notify::new(), tasks: TaskTracker::new() }))
+    }
+
+    fn handles(&self) -> std::sync::MutexGuard<'_, HashMap<SandboxId, Handle>> {
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The task of a sandbox that this node runs.
+    pub(crate) fn handle(&self, id: &SandboxId) -> Option<Handle> {
+        self.handles().get(id).cloned()
+    }
+
+    /// There is news; see `api::node::Node::kick`.
+    pub fn wake(&self) {
+        self.kick.notify_one();
+    }
+
+    /// Works until `shutdown`, then stops as `stop` says.
+    pub async fn run(self: Arc<Self>, shutdown: CancellationToken, stop: Stop) {
+        self.adopt();
+        self.register(&shutdown).await;
+        let work = async {
+            tokio::join!(self.lease_loop(), self.sync_loop());
+        };
+        let _ = shutdown.run_until_cancelled(work).await;
+        self.wind_down(stop).await;
+    }
+
+    /// Takes over what an earlier agent was running.
+    fn adopt(self: &Arc<Self>) {
+        let found = self.ctx.ledger.sandboxes().unwrap_or_else(|e| {
+            tracing::error!(error = %e, "the node's ledger cannot be read; nothing is taken over");
+            Vec::new()
+        });
+        for id in found {
+            let home = self.ctx.ledger.home(&id);
+            match home.assignment() {
+                Ok(Some(assignment)) => {
+                    let (handle, task) = sandbox::adopt(&self.ctx, assignment);
+                    self.keep(handle, task);
+                }
+                // Killed before the assignment was written: nothing was started.
+                Ok(None) => drop(home.remove()),
+                Err(e) => {
+                    tracing::error!(sandbox = %id, error = %e, "its entry in the node's ledger cannot be read; remove its folder by hand")
+                }
+            }
+        }
+    }
+
+    fn keep(self: &Arc<Self>, handle: Handle, task: impl Future<Output = ()> + Send + 'static) {
+        let (agent, id) = (self.clone(), handle.id.clone());
+        self.handles().insert(id.clone(), handle);
+        self.tasks.spawn(async move {
+            task.await;
+            agent.handles().remove(&id);
+        });
+    }
+
+    async fn register(&self, shutdown: &CancellationToken) {
+        while let Err(e) = self.ctx.control.register(self.info.clone()).await {
+            tracing::warn!(error = %e, "the node could not register; trying again");
+            if shutdown.run_until_cancelled(tokio::time::sleep(Duration::from_secs(1))).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    async fn lease_loop(self: &Arc<Self>) {
+        loop {
+            match self.ctx.control.lease(&self.info.id, LEASE_WAIT).await {
+                Ok(Some(assignment)) => self.take(assignment),
+                Ok(None) => {}
+                Err(e) => {
+                    tracing::warn!(error = %e, "no work could be leased; trying again");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    }
+
+    fn take(self: &Arc<Self>, assignment: Assignment) {
+        if let Some(earlier) = self.handle(&assignment.sandbox) {
+            // Its earlier attempt is still being ended here: the lease runs out and comes again.
+            tracing::warn!(sandbox = %assignment.sandbox, token = %earlier.token, "leased again while an earlier attempt is still here");
+            return;
+        }
+        tracing::info!(sandbox = %assignment.sandbox, template = %assignment.spec.template, "leased");
+        let (handle, task) = sandbox::fresh(&self.ctx, assignment);
+        self.keep(handle, task);
+    }
+
+    async fn sync_loop(&self) {
+        loop {
+            let held: Vec<(SandboxId, LeaseToken)> =
+                self.handles().values().map(|h| (h.id.clone(), h.token.clone())).collect();
+            match self.ctx.control.sync(&self.info.id, &held).await {
+                Ok(directives) => {
+                    for directive in directives {
+                        self.obey(directive).await;
+                    }
+                }
+                Err(e) => tracing::warn!(error = %e, "leases could not be renewed; trying again"),
+            }
+            let _ = tokio::time::timeout(SYNC, self.kick.notified()).await;
+        }
+    }
+
+    async fn obey(&self, directive: Directive) {
+        let Some(handle) = self.handle(&directive.sandbox).filter(|h| h.token == directive.token) else { return };
+        let request = match directive.action {
+            Action::Kill { signal, grace_ms } => Request::Kill { signal, grace_ms, reason: KillReason::Asked },
+            Action::Abandon => Request::Abandon,
+        };
+        // A task that has just ended needs no orders.
+        let _ = handle.requests.send(request).await;
+    }
+
+    async fn wind_down(&self, stop: Stop) {
+        let handles: Vec<Handle> = self.handles().values().cloned().collect();
+        if !handles.is_empty() {
+            tracing::info!(sandboxes = handles.len(), ?stop, "the node stops");
+        }
+        for handle in handles {
+            let request = match stop {
+                Stop::EndSandboxes => {
+                    Request::Kill { signal: 15, grace_ms: STOP_GRACE_MS, reason: KillReason::Shutdown }
+                }
+                Stop::LeaveRunning => Request::Leave,
+            };
+            let _ = handle.requests.send(request).await;
+        }
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}

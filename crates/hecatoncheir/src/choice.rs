@@ -1,0 +1,249 @@
+//! Which driver runs a kernel on this host: by trying, not by believing.
+//!
+//! That `/dev/kvm` exists, and even that a virtual machine can be created, does not prove that a Linux guest can run
+//! (under PVM it hangs). So the kernel that will be used is booted up to the agent's answer, once per kernel,
+//! hypervisor build and host boot.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tartarus_runtime::host::{self, Tsc};
+use tartarus_runtime::qemu::{self, Accel, Qemu};
+use tartarus_runtime::supervisor::Program;
+use tartarus_runtime::{Deadlines, Driver, Machine};
+use tokio::sync::Mutex;
+
+use crate::ledger::{make_dir, read_json, write_json};
+use crate::link::{self, LinkError};
+use crate::workshop::CannotStart;
+
+/// How long a guest may take to answer in a probe.
+const PROBE: Duration = Duration::from_secs(10);
+
+/// Which driver the operator wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Wanted {
+    /// The best one that works.
+    #[default]
+    Auto,
+    /// QEMU with KVM, or nothing.
+    QemuKvm,
+    /// QEMU with TCG.
+    QemuTcg,
+}
+
+/// What a probe found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum KvmFound {
+    /// There is no `/dev/kvm`, or it cannot be opened: why.
+    Absent(String),
+    /// A Linux guest booted in so many ms.
+    Works(u64),
+    /// It did not: what happened instead.
+    Fails(String),
+}
+
+/// How the accelerator was chosen, for `doctor` and the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Chosen {
+    /// The driver's name.
+    pub driver: &'static str,
+    /// Why, in a sentence.
+    pub why: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Probe {
+    boot: String,
+    kernel: String,
+    build: String,
+    kvm: KvmFound,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct TscOfBoot {
+    boot: String,
+    tsc: Tsc,
+}
+
+/// Chooses drivers, and remembers.
+pub(crate) struct Chooser {
+    dir: PathBuf,
+    wanted: Wanted,
+    supervisor: Program,
+    known: Mutex<HashMap<String, (Arc<dyn Driver>, Chosen)>>,
+}
+
+/// Decides from what was wanted and found; pure.
+fn decide(wanted: Wanted, kvm: &KvmFound) -> Result<Chosen, String> {
+    let chosen = |driver, why: String| Ok(Chosen { driver, why });
+    match (wanted, kvm) {
+        (Wanted::QemuTcg, _) => chosen("qemu-tcg", "TCG was asked for".to_owned()),
+        (Wanted::QemuKvm | Wanted::Auto, KvmFound::Works(ms)) => {
+            chosen("qemu-kvm", format!("KVM booted the Linux guest in {ms} ms"))
+        }
+        (Wanted::Auto, KvmFound::Fails(how)) => chosen("qemu-tcg", format!("KVM present, {how}, TCG chosen")),
+        (Wanted::Auto, KvmFound::Absent(why)) => chosen("qemu-tcg", format!("no KVM ({why}), TCG chosen")),
+        (Wanted::QemuKvm, KvmFound::Fails(how)) => Err(format!("qemu-kvm was asked for, but {how}")),
+        (Wanted::QemuKvm, KvmFound::Absent(why)) => Err(format!("qemu-kvm was asked for, but there is no KVM: {why}")),
+    }
+}
+
+impl Chooser {
+    pub(crate) fn new(dir: PathBuf, wanted: Wanted, supervisor: Program) -> std::io::Result<Self> {
+        make_dir(&dir)?;
+        Ok(Self { dir, wanted, supervisor, known: Mutex::new(HashMap::new()) })
+    }
+
+    fn qemu(&self, accel: Accel) -> Arc<dyn Driver> {
+        Arc::new(Qemu { program: PathBuf::from(qemu::PROGRAM), accel, supervisor: self.supervisor.clone() })
+    }
+
+    /// Takes over machines of any accelerator: by then they only have a supervisor.
+    pub(crate) fn adopter(&self) -> Arc<dyn Driver> {
+        self.qemu(Accel::Kvm)
+    }
+
+    /// The driver for a kernel, and why. Probes if it must; concurrent callers wait for the same probe.
+    pub(crate) async fn choose(
+        &self,
+        kernel: &str,
+        vmlinuz: &Path,
+        initramfs: &Path,
+        reprobe: bool,
+    ) -> Result<(Arc<dyn Driver>, Chosen), CannotStart> {
+        let mut known = self.known.lock().await;
+        if !reprobe && let Some((driver, chosen)) = known.get(kernel) {
+            return Ok((driver.clone(), chosen.clone()));
+        }
+        let build = qemu::version(Path::new(qemu::PROGRAM))
+            .await
+            .map_err(|e| CannotStart::never(format!("{e}: install QEMU (Debian: apt-get install qemu-system-x86)")))?;
+        let kvm = if self.wanted == Wanted::QemuTcg {
+            KvmFound::Absent("not looked for".to_owned())
+        } else {
+            self.kvm(kernel, &build, vmlinuz, initramfs, reprobe).await
+        };
+        let chosen = decide(self.wanted, &kvm).map_err(CannotStart::never)?;
+        let accel = if chosen.driver == "qemu-kvm" { Accel::Kvm } else { Accel::Tcg { tsc_khz: self.tsc().await.khz } };
+        tracing::info!(driver = chosen.driver, why = %chosen.why, "driver chosen");
+        let found = (self.qemu(accel), chosen);
+        known.insert(kernel.to_owned(), found.clone());
+        Ok(found)
+    }
+
+    /// The time-stamp counter, measured once per boot of the host.
+    pub(crate) async fn tsc(&self) -> Tsc {
+        let path = self.dir.join("tsc.json");
+        let boot = host::boot_id();
+        if let Ok(Some(known)) = read_json::<TscOfBoot>(&path)
+            && known.boot == boot
+            && !boot.is_empty()
+        {
+            return known.tsc;
+        }
+        let tsc = tokio::task::spawn_blocking(host::measure_tsc).await.unwrap_or(Tsc { khz: 0, steady: false });
+        // Only a cache: without it the next start measures again.
+        let _ = write_json(&path, &TscOfBoot { boot, tsc });
+        tsc
+    }
+
+    async fn kvm(&self, kernel: &str, build: &str, vmlinuz: &Path, initramfs: &Path, reprobe: bool) -> KvmFound {
+        if let Err(e) = std::fs::File::options().read(true).write(true).open("/dev/kvm") {
+            return KvmFound::Absent(format!("/dev/kvm: {e}"));
+        }
+        let path = self.dir.join("probe.json");
+        let boot = host::boot_id();
+        let key = |p: &Probe| p.boot == boot && p.kernel == kernel && p.build == build;
+        if let Ok(Some(known)) = read_json::<Probe>(&path)
+            && key(&known)
+            && !reprobe
+        {
+            return known.kvm;
+        }
+        tracing::info!("probing whether KVM boots a Linux guest (10 s at most)");
+        let kvm = self.probe(vmlinuz, initramfs).await;
+        let probe = Probe { boot: boot.clone(), kernel: kernel.to_owned(), build: build.to_owned(), kvm: kvm.clone() };
+        let _ = write_json(&path, &probe);
+        kvm
+    }
+
+    async fn probe(&self, vmlinuz: &Path, initramfs: &Path) -> KvmFound {
+        let dir = self.dir.join("probe");
+        let _ = std::fs::remove_dir_all(&dir);
+        let found = match self.probe_in(&dir, vmlinuz, initramfs).await {
+            Ok(found) => found,
+            Err(e) => KvmFound::Fails(e),
+        };
+        let _ = std::fs::remove_dir_all(&dir);
+        found
+    }
+
+    async fn probe_in(&self, dir: &Path, vmlinuz: &Path, initramfs: &Path) -> Result<KvmFound, String> {
+        make_dir(dir).map_err(|e| e.to_string())?;
+        // Disks without content: the agent answers that it cannot be set up, which is answer enough.
+        let (base, layer) = (dir.join("base"), dir.join("layer"));
+        for disk in [&base, &layer] {
+            std::fs::write(disk, [0; 65_536]).map_err(|e| e.to_string())?;
+        }
+        let (kernel, initramfs) = (vmlinuz.to_owned(), initramfs.to_owned());
+        let machine = Machine { dir: dir.to_owned(), cpus: 1, memory_mib: 256, kernel, initramfs, base, layer };
+        let begin = std::time::Instant::now();
+        let deadlines = Deadlines { wall_ms: Some(PROBE.as_millis() as u64 + 2_000), ..Deadlines::default() };
+        let vm = self.qemu(Accel::Kvm).boot(&machine, deadlines).await.map_err(|e| e.to_string())?;
+        let answer = async {
+            let channel = vm.channel().await.map_err(|e| e.to_string())?;
+            let (tell, _events) = tokio::sync::mpsc::channel(1);
+            match link::open(channel, "probe".to_owned(), tell).await {
+                Ok(_) | Err(LinkError::Fault(_)) => Ok(()),
+                Err(e) => Err(e.to_string()),
+            }
+        };
+        let answer = tokio::time::timeout(PROBE, answer).await;
+        let took = begin.elapsed().as_millis() as u64;
+        let exit = match &answer {
+            Ok(Err(_)) => tokio::time::timeout(Duration::from_secs(1), vm.wait()).await.ok(),
+            _ => None,
+        };
+        vm.kill().await;
+        vm.wait().await;
+        Ok(match answer {
+            Ok(Ok(())) => KvmFound::Works(took),
+            Ok(Err(e)) => {
+                let how = exit.map_or(e, |exit| format!("{} {}", exit.status, exit.console.replace('\n', "; ")));
+                KvmFound::Fails(format!("Linux guest did not boot: {how}"))
+            }
+            Err(_) => KvmFound::Fails(format!("Linux guest did not boot within {} s", PROBE.as_secs())),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_decision() {
+        let works = KvmFound::Works(900);
+        let fails = KvmFound::Fails("Linux guest did not boot within 10 s".into());
+        let absent = KvmFound::Absent("no such file".into());
+        let driver = |wanted, kvm: &KvmFound| decide(wanted, kvm).map(|c| c.driver).ok();
+        for (wanted, kvm, expected) in [
+            (Wanted::Auto, &works, Some("qemu-kvm")),
+            (Wanted::Auto, &fails, Some("qemu-tcg")),
+            (Wanted::Auto, &absent, Some("qemu-tcg")),
+            (Wanted::QemuKvm, &works, Some("qemu-kvm")),
+            (Wanted::QemuKvm, &fails, None),
+            (Wanted::QemuKvm, &absent, None),
+            (Wanted::QemuTcg, &works, Some("qemu-tcg")),
+        ] {
+            assert_eq!(driver(wanted, kvm), expected, "{wanted:?} {kvm:?}");
+        }
+        let why = decide(Wanted::Auto, &fails).unwrap().why;
+        assert_eq!(why, "KVM present, Linux guest did not boot within 10 s, TCG chosen");
+    }
+}

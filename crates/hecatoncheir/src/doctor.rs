@@ -1,0 +1,116 @@
+//! What this machine can do, and what would help. Findings only; the one decision is [`crate::choice`]'s.
+
+use std::path::Path;
+
+use tartarus_api::doctor::{Check, Status};
+use tartarus_runtime::host::Tsc;
+use tartarus_runtime::qemu;
+
+fn check(name: &str, status: Status, found: impl Into<String>, advice: Option<&str>) -> Check {
+    Check { name: name.to_owned(), status, found: found.into(), advice: advice.map(str::to_owned) }
+}
+
+/// Every check that needs no kernel.
+pub(crate) async fn checks(data: &Path, tsc: Tsc) -> Vec<Check> {
+    let mut checks = vec![hypervisor().await];
+    for (program, package, what) in [
+        ("sqfstar", "squashfs-tools", "image import"),
+        ("mke2fs", "e2fsprogs", "sandbox disks"),
+        ("dpkg-deb", "dpkg", "kernel add"),
+    ] {
+        checks.push(match find(program) {
+            Some(path) => check(program, Status::Ok, path, None),
+            None => {
+                let advice = format!("install it (Debian: apt-get install {package}); it is needed for {what}");
+                check(program, Status::Fail, "not found", Some(&advice))
+            }
+        });
+    }
+    checks.push(user());
+    checks.push(subuid());
+    checks.push(clock(tsc));
+    checks.push(disk(data));
+    checks
+}
+
+async fn hypervisor() -> Check {
+    match qemu::version(Path::new(qemu::PROGRAM)).await {
+        Ok(version) => check("hypervisor", Status::Ok, version, None),
+        Err(e) => {
+            let advice = "install QEMU (Debian: apt-get install qemu-system-x86)";
+            check("hypervisor", Status::Fail, e.to_string(), Some(advice))
+        }
+    }
+}
+
+/// The programs that administrators have on their path, and users often do not.
+fn find(program: &str) -> Option<String> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    path.split(':')
+        .chain(["/usr/sbin", "/sbin"])
+        .map(|dir| Path::new(dir).join(program))
+        .find(|p| p.is_file())
+        .map(|p| p.display().to_string())
+}
+
+fn user() -> Check {
+    let uid = rustix::process::geteuid();
+    if uid.is_root() {
+        return check("privileges", Status::Ok, "root", None);
+    }
+    let advice = "without root, sandboxes run, and these do not: a uid of its own for each hypervisor, cgroup limits \
+                  and network namespaces";
+    check("privileges", Status::Warn, format!("uid {}", uid.as_raw()), Some(advice))
+}
+
+fn subuid() -> Check {
+    let uid = rustix::process::geteuid();
+    if uid.is_root() {
+        return check("subuid", Status::Ok, "not needed by root", None);
+    }
+    let name = user_name(uid.as_raw());
+    let has = |file: &str| {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        text.lines().filter_map(|l| l.split(':').next()).any(|who| who == name || who == uid.as_raw().to_string())
+    };
+    if has("/etc/subuid") && has("/etc/subgid") {
+        return check("subuid", Status::Ok, format!("{name} has a range"), None);
+    }
+    let advice = format!(
+        "building root file systems as {name} (mmdebstrap) needs one: sudo usermod --add-subuids 100000-165535 \
+         --add-subgids 100000-165535 {name}"
+    );
+    check("subuid", Status::Warn, format!("{name} has no range in /etc/subuid and /etc/subgid"), Some(&advice))
+}
+
+fn user_name(uid: u32) -> String {
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let mut lines = passwd.lines().map(|l| l.split(':').collect::<Vec<_>>());
+    let found = lines.find(|f| f.get(2).and_then(|u| u.parse().ok()) == Some(uid));
+    found.and_then(|f| f.first().map(|n| (*n).to_owned())).unwrap_or_else(|| uid.to_string())
+}
+
+fn clock(tsc: Tsc) -> Check {
+    let found = format!("{:.1} MHz", tsc.khz as f64 / 1000.0);
+    if tsc.steady {
+        check("tsc", Status::Ok, format!("{found}, constant and nonstop"), None)
+    } else {
+        let advice = "under TCG the clocks of guests drift on this processor";
+        check("tsc", Status::Warn, format!("{found}, not constant and nonstop"), Some(advice))
+    }
+}
+
+fn disk(data: &Path) -> Check {
+    match rustix::fs::statvfs(data) {
+        Ok(fs) => {
+            let free = fs.f_bavail * fs.f_frsize;
+            let found = format!("{:.1} GiB free in {}", free as f64 / f64::from(1 << 30), data.display());
+            if free < 1 << 30 {
+                check("disk", Status::Warn, found, Some("free some space, or move the data folder with --data"))
+            } else {
+                check("disk", Status::Ok, found, None)
+            }
+        }
+        Err(e) => check("disk", Status::Fail, format!("{}: {e}", data.display()), None),
+    }
+}

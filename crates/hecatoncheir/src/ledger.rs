@@ -1,0 +1,137 @@
+//! The node's own record of what it runs: a folder per sandbox. It is what a restarted agent finds its machines by, and
+//! what completions are reported from until the control plane has confirmed them.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Serialize, de::DeserializeOwned};
+use tartarus_api::node::{Assignment, Progress};
+use tartarus_types::{Outcome, SandboxId};
+
+const ASSIGNMENT: &str = "assignment.json";
+const BEGUN: &str = "begun";
+const OUTCOME: &str = "outcome.json";
+const PROGRESS: &str = "progress.json";
+
+/// All sandboxes' folders.
+#[derive(Debug, Clone)]
+pub(crate) struct Ledger {
+    root: PathBuf,
+}
+
+/// One sandbox's folder.
+#[derive(Debug, Clone)]
+pub(crate) struct Home {
+    dir: PathBuf,
+}
+
+/// Writes a small file so that it is there whole or not at all, also after a power cut.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("new");
+    let mut file = File::create(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+}
+
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    write_whole(path, &serde_json::to_vec(value)?)
+}
+
+/// `None` when the file is not there.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// A private folder, with its parents.
+pub(crate) fn make_dir(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+impl Ledger {
+    pub(crate) fn open(root: PathBuf) -> io::Result<Self> {
+        make_dir(&root)?;
+        Ok(Self { root })
+    }
+
+    /// The folder of a sandbox, whether or not it exists.
+    pub(crate) fn home(&self, id: &SandboxId) -> Home {
+        Home { dir: self.root.join(id.as_str()) }
+    }
+
+    /// Every sandbox that has a folder. Other entries are nobody's and are removed.
+    pub(crate) fn sandboxes(&self) -> io::Result<Vec<SandboxId>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.root)? {
+            let entry = entry?;
+            match entry.file_name().to_str().and_then(|n| n.parse().ok()) {
+                Some(id) => found.push(id),
+                None => {
+                    let _ = fs::remove_dir_all(entry.path());
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl Home {
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Writes the assignment: from here on a restarted agent knows of it.
+    pub(crate) fn create(&self, assignment: &Assignment) -> io::Result<()> {
+        make_dir(&self.dir)?;
+        write_json(&self.dir.join(ASSIGNMENT), assignment)?;
+        self.dir.parent().map_or(Ok(()), |root| File::open(root)?.sync_all())
+    }
+
+    pub(crate) fn assignment(&self) -> io::Result<Option<Assignment>> {
+        read_json(&self.dir.join(ASSIGNMENT))
+    }
+
+    /// The command may have begun; written before the control plane is asked for leave.
+    pub(crate) fn mark_begun(&self) -> io::Result<()> {
+        write_whole(&self.dir.join(BEGUN), b"")
+    }
+
+    pub(crate) fn begun(&self) -> bool {
+        self.dir.join(BEGUN).exists()
+    }
+
+    pub(crate) fn put_progress(&self, progress: &Progress) -> io::Result<()> {
+        write_json(&self.dir.join(PROGRESS), progress)
+    }
+
+    pub(crate) fn progress(&self) -> Progress {
+        read_json(&self.dir.join(PROGRESS)).ok().flatten().unwrap_or_default()
+    }
+
+    /// The end, written once: an earlier one wins.
+    pub(crate) fn put_outcome(&self, outcome: &Outcome) -> io::Result<()> {
+        if self.outcome()?.is_some() {
+            return Ok(());
+        }
+        write_json(&self.dir.join(OUTCOME), outcome)
+    }
+
+    pub(crate) fn outcome(&self) -> io::Result<Option<Outcome>> {
+        read_json(&self.dir.join(OUTCOME))
+    }
+
+    /// Forgets the sandbox. Its machine must be gone.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        match fs::remove_dir_all(&self.dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! Hecatoncheir: the node agent. It leases sandboxes from the control plane, prepares, boots and watches their
+//! machines, keeps their output, and reports their ends.
+//!
+//! It knows no tenants, quotas or placement, and holds no database credentials: a guest that breaks out finds none.
+
+#![deny(unsafe_code)]
+
+mod agent;
+mod choice;
+mod doctor;
+mod ledger;
+mod link;
+mod node_api;
+pub mod output;
+mod sandbox;
+mod store;
+pub mod workshop;
+
+pub use agent::{Agent, Parts, Stop};
+pub use choice::Wanted;
+pub use node_api::LocalNode;
+pub use output::LogLimits;
+pub use store::HostStore;
+pub use tartarus_runtime::supervisor::{Program, main as supervise};

@@ -1,0 +1,215 @@
+//! The line to one guest agent: a session of the guest protocol. Everything that comes from it is hostile.
+//!
+//! Sending never waits: what a well-behaved guest can make us send is bounded by the protocol's windows. One that does
+//! not read is found out by the outbox's limit and is cut off.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tartarus_guest::frame::{self, Assembler, Decoder, Found, NONCE};
+use tartarus_guest::{End, Frame, Header, Hello, HelloAck, Kind, Malformed, Start, Stream, message};
+use tartarus_runtime::Channel;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::sync::{Notify, mpsc};
+use tokio_util::task::AbortOnDropHandle;
+
+/// Bytes waiting to be sent at most.
+const OUTBOX: usize = 16 << 20;
+/// Bytes of a guest's own words that are passed on.
+const MAX_FAULT: usize = 500;
+
+/// What a guest says.
+#[derive(Debug)]
+pub(crate) enum GuestEvent {
+    /// The process runs.
+    Started { process: u32 },
+    /// Output of a process, exactly at `offset`.
+    Output { process: u32, stream: usize, offset: u64, bytes: Vec<u8> },
+    /// Standard input was taken up to here.
+    StdinTaken { process: u32, taken: u64 },
+    /// The process ended; all its output came before.
+    Ended { process: u32, end: End },
+    /// The session is over, and why.
+    Gone(String),
+}
+
+/// Why no session came about.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LinkError {
+    /// The connection ended.
+    #[error("the connection to the guest ended: {0}")]
+    Io(#[from] std::io::Error),
+    /// The agent reports that it cannot work.
+    #[error("the guest could not be set up: {0}")]
+    Fault(String),
+    /// It breaks the protocol.
+    #[error("the guest agent broke the protocol: {0}")]
+    Malformed(#[from] Malformed),
+    /// Another version of it.
+    #[error("the guest agent speaks protocol version {0}, this program speaks {version}", version = tartarus_guest::VERSION)]
+    Version(u32),
+}
+
+/// An open session. Dropping it cuts the line.
+pub(crate) struct GuestLink {
+    tag: u32,
+    outbox: Arc<Outbox>,
+    _tasks: [AbortOnDropHandle<()>; 2],
+}
+
+#[derive(Default)]
+struct Outbox {
+    bytes: Mutex<Vec<u8>>,
+    filled: Notify,
+}
+
+/// Greets the guest and waits for its answer, for as long as the caller lets it. Events arrive in `events`.
+pub(crate) async fn open(
+    channel: Box<dyn Channel>,
+    hostname: String,
+    events: mpsc::Sender<GuestEvent>,
+) -> Result<(GuestLink, HelloAck), LinkError> {
+    let mut nonce = [0; NONCE];
+    getrandom::fill(&mut nonce).map_err(|e| LinkError::Io(std::io::Error::other(e)))?;
+    let mut entropy = vec![0; 64];
+    getrandom::fill(&mut entropy).map_err(|e| LinkError::Io(std::io::Error::other(e)))?;
+    let tag = frame::tag(&nonce);
+    let time_ns = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX));
+    let hello = Hello { version: tartarus_guest::VERSION, time_ns, entropy, hostname };
+    let mut opening = frame::preamble(&nonce);
+    frame::encode_message(tag, Kind::Hello, 0, &message::encode(&hello), &mut opening);
+
+    let (mut read, mut write) = tokio::io::split(channel);
+    let mut decoder = Decoder::host(nonce);
+    let greet = async { write.write_all(&opening).await.map_err(LinkError::from) };
+    let answer = first_message(&mut read, &mut decoder);
+    let ((), ack) = tokio::try_join!(greet, answer)?;
+    if ack.version != tartarus_guest::VERSION {
+        return Err(LinkError::Version(ack.version));
+    }
+    let outbox = Arc::new(Outbox::default());
+    let reader = tokio::spawn(read_all(read, decoder, events));
+    let writer = tokio::spawn(write_all(write, outbox.clone()));
+    let tasks = [AbortOnDropHandle::new(reader), AbortOnDropHandle::new(writer)];
+    Ok((GuestLink { tag, outbox, _tasks: tasks }, ack))
+}
+
+async fn first_message(read: &mut ReadHalf<Box<dyn Channel>>, decoder: &mut Decoder) -> Result<HelloAck, LinkError> {
+    let mut assembler = Assembler::default();
+    let mut bytes = vec![0; 64 * 1024];
+    loop {
+        while let Some(found) = decoder.next_found()? {
+            let Found::Frame(frame) = found else { continue };
+            match frame.header.kind {
+                Kind::HelloAck => {
+                    if let Some(whole) = assembler.push(frame)? {
+                        return Ok(message::decode("hello-ack", &whole)?);
+                    }
+                }
+                Kind::Fault => return Err(LinkError::Fault(words(&frame.payload))),
+                other => return Err(Malformed::Kind(other as u8).into()),
+            }
+        }
+        match read.read(&mut bytes).await? {
+            0 => return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()),
+            n => decoder.push(&bytes[..n]),
+        }
+    }
+}
+
+async fn read_all(mut read: ReadHalf<Box<dyn Channel>>, mut decoder: Decoder, events: mpsc::Sender<GuestEvent>) {
+    let mut bytes = vec![0; 64 * 1024];
+    let why = 'session: loop {
+        loop {
+            let event = match decoder.next_found() {
+                Ok(Some(Found::Frame(frame))) => event(frame),
+                Ok(Some(Found::Session(_))) => continue,
+                Ok(None) => break,
+                Err(e) => Err(e),
+            };
+            match event {
+                Ok(GuestEvent::Gone(why)) => break 'session why,
+                Ok(event) => {
+                    // A full queue holds the guest back: that is the back-pressure.
+                    if events.send(event).await.is_err() {
+                        return;
+                    }
+                }
+                Err(e) => break 'session format!("the guest agent broke the protocol: {e}"),
+            }
+        }
+        match read.read(&mut bytes).await {
+            Ok(0) => break "the connection ended".to_owned(),
+            Ok(n) => decoder.push(&bytes[..n]),
+            Err(e) => break e.to_string(),
+        }
+    };
+    let _ = events.send(GuestEvent::Gone(why)).await;
+}
+
+fn event(frame: Frame) -> Result<GuestEvent, Malformed> {
+    let Frame { header: Header { kind, stream, process, offset }, payload } = frame;
+    Ok(match kind {
+        Kind::Started => GuestEvent::Started { process },
+        Kind::Output => {
+            let stream = match Stream::from_number(stream) {
+                Some(Stream::Stdout) => 0,
+                Some(Stream::Stderr) => 1,
+                None => return Err(Malformed::Reserved),
+            };
+            GuestEvent::Output { process, stream, offset, bytes: payload }
+        }
+        Kind::StdinAck => GuestEvent::StdinTaken { process, taken: offset },
+        Kind::Ended => GuestEvent::Ended { process, end: message::decode("end", &payload)? },
+        Kind::Fault => GuestEvent::Gone(format!("the guest agent gave up: {}", words(&payload))),
+        other => return Err(Malformed::Kind(other as u8)),
+    })
+}
+
+/// A guest's own words, fit to be printed.
+fn words(payload: &[u8]) -> String {
+    let text = String::from_utf8_lossy(payload);
+    text.chars().filter(|c| !c.is_control()).take(MAX_FAULT).collect()
+}
+
+async fn write_all(mut write: WriteHalf<Box<dyn Channel>>, outbox: Arc<Outbox>) {
+    loop {
+        let bytes = std::mem::take(&mut *outbox.bytes.lock().unwrap_or_else(PoisonError::into_inner));
+        if bytes.is_empty() {
+            outbox.filled.notified().await;
+        } else if write.write_all(&bytes).await.is_err() {
+            return; // the reader sees the end as well, and tells
+        }
+    }
+}
+
+impl GuestLink {
+    fn send(&self, encode: impl FnOnce(u32, &mut Vec<u8>)) -> bool {
+        let mut bytes = self.outbox.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        encode(self.tag, &mut bytes);
+        let fine = bytes.len() <= OUTBOX;
+        drop(bytes);
+        self.outbox.filled.notify_one();
+        fine
+    }
+
+    /// Sends a frame. False when the guest has not read for so long that the machine should be given up.
+    pub(crate) fn frame(&self, header: Header, payload: &[u8]) -> bool {
+        self.send(|tag, out| frame::encode(tag, header, payload, out))
+    }
+
+    /// Starts a process.
+    pub(crate) fn start(&self, process: u32, start: &Start) -> bool {
+        self.send(|tag, out| frame::encode_message(tag, Kind::Start, process, &message::encode(start), out))
+    }
+
+    /// Asks for a stream's output from `offset` on.
+    pub(crate) fn attach(&self, process: u32, stream: usize, offset: u64) -> bool {
+        self.frame(Header { kind: Kind::Attach, stream: stream as u8 + 1, process, offset }, &[])
+    }
+}
+
+/// How long a guest that has been greeted before may take to answer a new connection.
+pub(crate) const REGREET: Duration = Duration::from_secs(20);

@@ -1,0 +1,151 @@
+//! The node as the control plane sees it: requests find their sandbox's task, logs are read from disk.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tartarus_api::doctor::DoctorReport;
+use tartarus_api::node::{
+    ByteStream, ExecSpec, ImageMade, KernelMade, Live, Node, OutputRequest, OutputStream, Target,
+};
+use tartarus_types::{ErrorCode, ExecId, Outcome, Refusal, SandboxId};
+use tokio::sync::oneshot;
+
+use crate::agent::Agent;
+use crate::output::follow;
+use crate::sandbox::{Request, log_dir, stored_exec};
+use crate::store::HostStore;
+
+/// A node: its agent, and the files of its host.
+pub struct LocalNode {
+    /// Runs sandboxes.
+    pub agent: Arc<Agent>,
+    /// Images, kernels, drivers.
+    pub store: Arc<HostStore>,
+}
+
+impl LocalNode {
+    async fn ask<T>(
+        &self,
+        sandbox: &SandboxId,
+        request: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Request,
+    ) -> Result<T, Refusal> {
+        let not_here = || Refusal::new(ErrorCode::WrongState, "the sandbox does not run");
+        let handle = self.agent.handle(sandbox).ok_or_else(not_here)?;
+        let (reply, answer) = oneshot::channel();
+        handle.requests.send(request(reply)).await.map_err(|_| not_here())?;
+        answer.await.map_err(|_| not_here())?
+    }
+
+    fn stored(&self, sandbox: &SandboxId, exec: &ExecId) -> Result<(ExecSpec, Option<Outcome>), Refusal> {
+        stored_exec(&self.agent.ctx.logs, sandbox, exec)
+            .map_err(Refusal::internal)?
+            .ok_or_else(|| Refusal::not_found("exec", exec.as_str()))
+    }
+}
+
+#[async_trait]
+impl Node for LocalNode {
+    fn kick(&self) {
+        self.agent.wake();
+    }
+
+    async fn exec(&self, sandbox: &SandboxId, spec: ExecSpec) -> Result<(), Refusal> {
+        self.ask(sandbox, |reply| Request::Exec { spec, reply }).await
+    }
+
+    async fn exec_status(
+        &self,
+        sandbox: &SandboxId,
+        exec: &ExecId,
+        wait: Duration,
+    ) -> Result<(ExecSpec, Option<Outcome>), Refusal> {
+        let asked = self.ask(sandbox, |reply| Request::ExecStatus { id: exec.clone(), reply }).await;
+        let Ok((spec, mut outcome)) = asked else {
+            // It has ended, or its sandbox has.
+            return match self.stored(sandbox, exec)? {
+                (spec, None) if self.agent.handle(sandbox).is_none() => {
+                    let lost = Outcome::because(tartarus_types::Reason::NodeLost, "its sandbox ended without a word");
+                    Ok((spec, Some(lost)))
+                }
+                stored => Ok(stored),
+            };
+        };
+        match tokio::time::timeout(wait, outcome.wait_for(Option::is_some)).await {
+            Ok(Ok(outcome)) => Ok((spec, outcome.clone())),
+            // The task is gone: what it wrote last is the answer.
+            Ok(Err(_)) => self.stored(sandbox, exec),
+            Err(_) => Ok((spec, None)),
+        }
+    }
+
+    async fn signal(&self, sandbox: &SandboxId, target: &Target, signal: i32) -> Result<(), Refusal> {
+        self.ask(sandbox, |reply| Request::Signal { target: target.clone(), signal, reply }).await
+    }
+
+    async fn stdin(
+        &self,
+        sandbox: &SandboxId,
+        target: &Target,
+        offset: u64,
+        bytes: Bytes,
+        eof: bool,
+    ) -> Result<u64, Refusal> {
+        self.ask(sandbox, |reply| Request::Stdin { target: target.clone(), offset, bytes, eof, reply }).await
+    }
+
+    async fn output(
+        &self,
+        sandbox: &SandboxId,
+        target: &Target,
+        request: OutputRequest,
+    ) -> Result<OutputStream, Refusal> {
+        let dir = log_dir(&self.agent.ctx.logs, sandbox, target);
+        let live = match self.agent.handle(sandbox) {
+            Some(handle) => {
+                let (reply, answer) = oneshot::channel();
+                match handle.requests.send(Request::Log { target: target.clone(), reply }).await {
+                    Ok(()) => answer.await.ok().flatten(),
+                    Err(_) => None,
+                }
+            }
+            None => None,
+        };
+        Ok(follow(dir, live, request))
+    }
+
+    async fn live(&self, sandbox: &SandboxId) -> Option<Live> {
+        self.agent.handle(sandbox).map(|handle| handle.live.borrow().clone())
+    }
+
+    async fn forget(&self, sandbox: &SandboxId) -> Result<(), Refusal> {
+        let dir = self.agent.ctx.logs.join(sandbox.as_str());
+        match tokio::fs::remove_dir_all(&dir).await {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(Refusal::internal(format!("removing the logs of {sandbox}: {e}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn import_image(&self, tar: ByteStream) -> Result<ImageMade, Refusal> {
+        self.store.import_image(tar).await
+    }
+
+    async fn remove_image(&self, digest: &str) -> Result<(), Refusal> {
+        self.store.remove_image(digest).await
+    }
+
+    async fn import_kernel(&self, tar: ByteStream) -> Result<KernelMade, Refusal> {
+        self.store.import_kernel(tar).await
+    }
+
+    async fn remove_kernel(&self, digest: &str) -> Result<(), Refusal> {
+        self.store.remove_kernel(digest).await
+    }
+
+    async fn doctor(&self, kernel: Option<&str>, reprobe: bool) -> Result<DoctorReport, Refusal> {
+        self.store.doctor(kernel, reprobe).await
+    }
+}

@@ -1,0 +1,488 @@
+//! The steady state: a greeted guest, its processes, and everything that may happen to them. One loop owns it all.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::time::Duration;
+
+use tartarus_api::node::{ExecSpec, Moment, Report, Target};
+use tartarus_guest::{Header, Kind, ProcessState, Start};
+use tartarus_runtime::{Deadlines, Vm, VmExit};
+use tartarus_types::{ErrorCode, ExecId, Outcome, Reason, Refusal};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::bringup::Greeted;
+use super::ending::{self, Asked};
+use super::execs::{self, StoredExec};
+use super::process::{Note, Process, outcome_of};
+use super::task::{End, Task};
+use super::{KillReason, Request};
+use crate::link::{GuestEvent, GuestLink};
+use crate::output::LiveLog;
+
+/// Notes of recorders that wait for the loop.
+const NOTES: usize = 64;
+/// The main command's number in the guest.
+const MAIN: u32 = 0;
+/// After a time limit: for the killed command's last output to arrive.
+const DRAIN: Duration = Duration::from_secs(1);
+/// The supervisor's limits lie beyond the agent's own, which end things with more care.
+const SUPERVISOR_SLACK_MS: u64 = 3_000;
+/// The supervisor hears of use at most this often.
+const TOUCH: Duration = Duration::from_millis(500);
+
+/// Everything the loop owns.
+pub(super) struct Steady {
+    vm: Box<dyn Vm>,
+    link: GuestLink,
+    events: mpsc::Receiver<GuestEvent>,
+    notes: mpsc::Receiver<Note>,
+    notes_tx: mpsc::Sender<Note>,
+    processes: BTreeMap<u32, Process>,
+    asked: Asked,
+    /// The machine is ended then, whatever its command does.
+    end_at: Option<Instant>,
+    limit_at: Option<Instant>,
+    idle: Option<Duration>,
+    used_at: Instant,
+    touched_at: Instant,
+    /// The guest broke a rule, or the node cannot go on.
+    failed: Option<Outcome>,
+    /// The guest's session is over.
+    gone: Option<String>,
+}
+
+impl Steady {
+    /// Takes over a greeted guest: attaches to what runs there, starts what does not yet.
+    pub(super) fn new(task: &Task, greeted: Greeted) -> Result<Self, (Greeted, io::Error)> {
+        let (notes_tx, notes) = mpsc::channel(NOTES);
+        let processes = match open_processes(task, &notes_tx) {
+            Ok(processes) => processes,
+            Err(e) => return Err((greeted, e)),
+        };
+        let Greeted { vm, link, events, ack, .. } = greeted;
+        let now = Instant::now();
+        let mut steady = Self {
+            vm,
+            link,
+            events,
+            notes,
+            notes_tx,
+            processes,
+            asked: Asked::default(),
+            end_at: None,
+            limit_at: None,
+            idle: task.assignment.spec.idle_timeout_ms.map(Duration::from_millis),
+            used_at: now,
+            touched_at: now,
+            failed: None,
+            gone: None,
+        };
+        let mut heard = true;
+        for process in steady.processes.values_mut() {
+            let known = ack.processes.iter().find(|p| p.token == process.start.token);
+            match known {
+                Some(status) => {
+                    process.stdin.resume(status.stdin_taken);
+                    heard &= matches!(status.state, ProcessState::Running { .. } | ProcessState::Ended(_));
+                }
+                // It lives, and does not know the token: the process was never started.
+                None => heard &= steady.link.start(process.number, &process.start),
+            }
+            heard &= process.attach(&steady.link);
+        }
+        if !heard {
+            steady.fail(Reason::GuestDied, "the guest does not listen");
+        }
+        Ok(steady)
+    }
+
+    pub(super) async fn run(mut self, task: &mut Task) -> End {
+        self.arm(task).await;
+        while let Some(request) = task.early.pop_front() {
+            self.on_request(task, request);
+        }
+        let mut exit: Option<VmExit> = None;
+        loop {
+            if let Some(outcome) = self.over(task, exit.as_ref()) {
+                return self.wind_up(task, outcome).await;
+            }
+            let deadline = self.next_deadline();
+            tokio::select! {
+                event = self.events.recv(), if self.gone.is_none() => match event {
+                    Some(event) => self.on_guest(task, event).await,
+                    None => self.gone = Some("its connection ended".to_owned()),
+                },
+                note = self.notes.recv() => if let Some(note) = note { self.on_note(task, note) },
+                request = task.requests.recv() => match request {
+                    Some(Request::Leave) | None => return End::Left,
+                    Some(Request::Abandon) => return End::Abandoned,
+                    Some(request) => self.on_request(task, request),
+                },
+                ended = self.vm.wait(), if exit.is_none() => {
+                    exit = Some(ended);
+                    // What the guest said before its end may still be on the way.
+                    self.end_at = Some(Instant::now() + DRAIN);
+                }
+                () = at(deadline) => self.on_deadline(exit.is_some()).await,
+            }
+        }
+    }
+
+    /// Sets the limits: here, and beyond them at the supervisor.
+    async fn arm(&mut self, task: &Task) {
+        let spec = &task.assignment.spec;
+        let now = task.now();
+        let started = {
+            let live = task.live.borrow();
+            live.progress.moments.iter().find(|m| m.phase == "command_started").map(|m| m.at)
+        };
+        if started.is_none() && spec.command.is_empty() {
+            self.on_started(task).await;
+        }
+        let left = spec.timeout_ms.map(|ms| ms.saturating_sub(now.ms_since(started.unwrap_or(now))));
+        self.limit_at = left.and_then(|ms| Instant::now().checked_add(Duration::from_millis(ms)));
+        let slack = |ms: u64| ms.saturating_add(SUPERVISOR_SLACK_MS);
+        let deadlines =
+            Deadlines { wall_ms: left.map(slack), idle_ms: spec.idle_timeout_ms.map(slack), lease_ms: None };
+        // A supervisor that is gone shows as the machine's end.
+        let _ = self.vm.set_deadlines(deadlines).await;
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let idle = self.idle.and_then(|d| self.used_at.checked_add(d)).filter(|_| self.end_at.is_none());
+        let limit = self.limit_at.filter(|_| self.asked.limit.is_none());
+        [self.end_at, limit, idle].into_iter().flatten().min()
+    }
+
+    async fn on_deadline(&mut self, exited: bool) {
+        let now = Instant::now();
+        let passed = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if passed(self.end_at) {
+            self.end_at = None;
+            if exited {
+                self.gone.get_or_insert_with(|| "its machine ended".to_owned());
+            }
+            self.vm.kill().await;
+        } else if passed(self.limit_at) && self.asked.limit.is_none() {
+            let has_command = self.processes.contains_key(&MAIN);
+            self.asked.limit = Some(if has_command { Reason::Timeout } else { Reason::Ttl });
+            self.signal(MAIN, 9);
+            self.end_at = Some(now + if has_command { DRAIN } else { Duration::ZERO });
+        } else if passed(self.idle.and_then(|d| self.used_at.checked_add(d))) {
+            self.asked.limit = Some(Reason::Idle);
+            self.end_at = Some(now);
+        }
+    }
+
+    /// The sandbox's outcome once there is nothing left to wait for.
+    fn over(&self, task: &Task, exit: Option<&VmExit>) -> Option<Outcome> {
+        let main = self.processes.get(&MAIN);
+        if let Some(main) = main
+            && main.recorded
+            && let Some(end) = &main.end
+        {
+            return Some(ending::outcome(Some(outcome_of(end)), self.asked));
+        }
+        if let Some(failed) = &self.failed {
+            return Some(failed.clone());
+        }
+        let exit = exit.filter(|_| self.gone.is_some())?;
+        Some(if self.asked == Asked::default() {
+            ending::of_machine(exit, !task.assignment.spec.command.is_empty())
+        } else {
+            ending::outcome(None, self.asked)
+        })
+    }
+
+    fn fail(&mut self, reason: Reason, why: &str) {
+        self.failed.get_or_insert_with(|| Outcome::because(reason, why));
+    }
+
+    fn used(&mut self) {
+        self.used_at = Instant::now();
+        if self.idle.is_some() && self.touched_at.elapsed() >= TOUCH {
+            self.touched_at = self.used_at;
+            self.vm.touch();
+        }
+    }
+
+    async fn on_guest(&mut self, task: &Task, event: GuestEvent) {
+        let fine = match event {
+            GuestEvent::Started { process } => {
+                if process == MAIN {
+                    self.on_started(task).await;
+                }
+                self.processes.contains_key(&process)
+            }
+            GuestEvent::Output { process, stream, offset, bytes } => {
+                self.used();
+                self.processes.get(&process).is_some_and(|p| p.output(stream, offset, &bytes))
+            }
+            GuestEvent::StdinTaken { process, taken } => {
+                let link = &self.link;
+                self.processes.get_mut(&process).is_some_and(|p| p.stdin.taken(taken) && p.stdin.pump(process, link))
+            }
+            GuestEvent::Ended { process, end } => self.processes.get_mut(&process).is_some_and(|p| {
+                p.stdin.close();
+                p.end.get_or_insert(end);
+                p.finish();
+                true
+            }),
+            GuestEvent::Gone(why) => {
+                self.gone = Some(why.clone());
+                // A machine whose agent is gone is of no use; its own end may be on the way and says more.
+                self.end_at = Some(Instant::now() + DRAIN);
+                if why.contains("agent") {
+                    self.fail(Reason::GuestDied, &why);
+                }
+                true
+            }
+        };
+        if !fine {
+            self.fail(Reason::GuestDied, "the guest agent broke the protocol");
+        }
+    }
+
+    async fn on_started(&mut self, task: &Task) {
+        if task.live.borrow().progress.moments.iter().any(|m| m.phase == "command_started") {
+            return;
+        }
+        let at = task.now();
+        task.live.send_modify(|live| live.progress.moments.push(Moment { phase: "command_started".into(), at }));
+        if let Some(ms) = task.assignment.spec.timeout_ms {
+            self.limit_at = Instant::now().checked_add(Duration::from_millis(ms));
+        }
+        let progress = task.live.borrow().progress.clone();
+        if let Err(e) = task.home.put_progress(&progress) {
+            tracing::warn!(sandbox = %task.assignment.sandbox, error = %e, "progress could not be written");
+        }
+        // Told once; it is told again with the end.
+        let (sandbox, token) = (&task.assignment.sandbox, &task.assignment.token);
+        if let Err(e) = task.ctx.control.report(sandbox, token, Report::Progress(progress)).await {
+            tracing::debug!(sandbox = %sandbox, error = %e, "progress was not taken");
+        }
+    }
+
+    fn on_note(&mut self, task: &Task, note: Note) {
+        match note {
+            Note::Recorded { process, len } => {
+                for (stream, offset) in len.into_iter().enumerate() {
+                    let header = Header { kind: Kind::Ack, stream: stream as u8 + 1, process, offset };
+                    if !self.link.frame(header, &[]) {
+                        self.fail(Reason::GuestDied, "the guest does not listen");
+                    }
+                }
+            }
+            Note::Done { process, result } => {
+                if let Err(e) = result {
+                    self.fail(Reason::NodeFailed, &format!("its output could not be stored: {e}"));
+                }
+                let Some(p) = self.processes.get_mut(&process) else { return };
+                p.recorded = true;
+                if let (Target::Exec(id), Some(end)) = (p.target.clone(), &p.end) {
+                    let outcome = outcome_of(end);
+                    self.end_exec(task, process, &id, outcome);
+                }
+            }
+        }
+    }
+
+    /// Writes an exec's end, tells those who wait, and lets the guest forget it.
+    fn end_exec(&mut self, task: &Task, number: u32, id: &ExecId, outcome: Outcome) {
+        let dir = execs::log_dir(&task.ctx.logs, &task.assignment.sandbox, &Target::Exec(id.clone()));
+        match execs::put_outcome(&dir, &outcome) {
+            Ok(()) => {
+                self.link.frame(Header::new(Kind::Forget, number), &[]);
+            }
+            Err(e) => tracing::warn!(exec = %id, error = %e, "an exec's end could not be written"),
+        }
+        if let Some(p) = self.processes.remove(&number) {
+            p.outcome.send_replace(Some(outcome));
+        }
+    }
+
+    fn number_of(&self, target: &Target) -> Option<u32> {
+        self.processes.values().find(|p| p.target == *target).map(|p| p.number)
+    }
+
+    fn signal(&mut self, number: u32, signal: i32) {
+        if self.processes.get(&number).is_some_and(|p| p.end.is_none()) {
+            let offset = u64::from(signal.unsigned_abs());
+            self.link.frame(Header { kind: Kind::Signal, stream: 0, process: number, offset }, &[]);
+        }
+    }
+
+    fn on_request(&mut self, task: &Task, request: Request) {
+        match request {
+            Request::Kill { signal, grace_ms, reason } => self.kill(signal, grace_ms, reason),
+            Request::Exec { spec, reply } => {
+                self.used();
+                let _ = reply.send(self.exec(task, spec));
+            }
+            Request::ExecStatus { id, reply } => {
+                let found = self.number_of(&Target::Exec(id.clone())).and_then(|n| self.processes.get(&n));
+                let stored = execs::stored_exec(&task.ctx.logs, &task.assignment.sandbox, &id);
+                let answer = match (found, stored) {
+                    (Some(p), Ok(Some((spec, None)))) => Ok((spec, p.outcome.subscribe())),
+                    _ => Err(Refusal::not_found("exec", id.as_str())),
+                };
+                let _ = reply.send(answer);
+            }
+            Request::Signal { target, signal, reply } => {
+                self.used();
+                let number = self.number_of(&target);
+                if let Some(number) = number {
+                    self.signal(number, signal);
+                }
+                let gone = || Refusal::new(ErrorCode::WrongState, "the command has ended, or there is none");
+                let _ = reply.send(number.map(|_| ()).ok_or_else(gone));
+            }
+            Request::Stdin { target, offset, bytes, eof, reply } => {
+                self.used();
+                let Some(p) = self.number_of(&target).and_then(|n| self.processes.get_mut(&n)) else {
+                    let _ =
+                        reply.send(Err(Refusal::new(ErrorCode::WrongState, "the command has ended, or there is none")));
+                    return;
+                };
+                if !p.start.stdin {
+                    let why = "the command was started without standard input: start it with -i";
+                    let _ = reply.send(Err(Refusal::new(ErrorCode::WrongState, why)));
+                    return;
+                }
+                p.stdin.give(offset, &bytes, eof, reply);
+                if p.end.is_some() {
+                    p.stdin.close();
+                } else if !p.stdin.pump(p.number, &self.link) {
+                    self.fail(Reason::GuestDied, "the guest does not listen");
+                }
+            }
+            Request::Log { target, reply } => {
+                let log = self.number_of(&target).and_then(|n| self.processes.get(&n)).map(|p| p.log.clone());
+                let _ = reply.send(log);
+            }
+            // The loop takes these itself.
+            Request::Abandon | Request::Leave => {}
+        }
+    }
+
+    fn kill(&mut self, signal: i32, grace_ms: u64, reason: KillReason) {
+        let has_command = self.processes.get(&MAIN).is_some_and(|p| p.end.is_none());
+        let grace = if has_command { Duration::from_millis(grace_ms) } else { Duration::ZERO };
+        let end_at = Instant::now() + grace;
+        // The directive comes again with every sync; only a first or a sooner one is news.
+        if self.asked.kill.is_none() {
+            self.signal(MAIN, signal);
+            self.end_at = Some(self.end_at.map_or(end_at, |at| at.min(end_at)));
+        } else if grace.is_zero() {
+            self.end_at = Some(end_at);
+        }
+        self.asked.kill.get_or_insert(reason);
+    }
+
+    fn exec(&mut self, task: &Task, spec: ExecSpec) -> Result<(), Refusal> {
+        let sandbox = &task.assignment.sandbox;
+        let io = |e: io::Error| Refusal::new(ErrorCode::Internal, format!("the exec could not be written down: {e}"));
+        if let Some((stored, _)) = execs::stored_exec(&task.ctx.logs, sandbox, &spec.id).map_err(io)? {
+            let mismatch = Refusal::new(ErrorCode::IdempotencyMismatch, "another exec was started under this id");
+            return if stored == spec { Ok(()) } else { Err(mismatch) };
+        }
+        if self.asked != Asked::default() || self.gone.is_some() {
+            return Err(Refusal::new(ErrorCode::WrongState, "the sandbox is being ended"));
+        }
+        if self.processes.len() >= tartarus_guest::MAX_PROCESSES {
+            return Err(Refusal::new(ErrorCode::Busy, "too many commands run in the sandbox"));
+        }
+        let used = execs::all(&task.ctx.logs, sandbox).map_err(io)?;
+        let number = used.iter().map(|(e, _)| e.number).max().unwrap_or(MAIN) + 1;
+        let target = Target::Exec(spec.id.clone());
+        let dir = execs::log_dir(&task.ctx.logs, sandbox, &target);
+        let stored = StoredExec { number, spec };
+        execs::put(&dir, &stored).map_err(io)?;
+        let process = open_exec(task, &stored, &self.notes_tx).map_err(io)?;
+        let heard = self.link.start(number, &process.start) && process.attach(&self.link);
+        self.processes.insert(number, process);
+        if !heard {
+            self.fail(Reason::GuestDied, "the guest does not listen");
+        }
+        Ok(())
+    }
+
+    /// Ends the machine, stores the last output, and settles what still ran beside the command.
+    async fn wind_up(mut self, task: &Task, outcome: Outcome) -> End {
+        self.vm.kill().await;
+        for process in self.processes.values_mut() {
+            process.stdin.close();
+            process.finish();
+        }
+        while self.processes.values().any(|p| !p.recorded) {
+            match self.notes.recv().await {
+                Some(Note::Done { process, .. }) => {
+                    if let Some(p) = self.processes.get_mut(&process) {
+                        p.recorded = true;
+                    }
+                }
+                Some(Note::Recorded { .. }) => {}
+                None => break,
+            }
+        }
+        for (number, target) in self.processes.iter().map(|(n, p)| (*n, p.target.clone())).collect::<Vec<_>>() {
+            if let Target::Exec(id) = target {
+                let own = self.processes.get(&number).and_then(|p| p.end.as_ref()).map(outcome_of);
+                let cut = || Outcome::because(Reason::Killed, "its sandbox ended");
+                self.end_exec(task, number, &id, own.unwrap_or_else(cut));
+            }
+        }
+        self.vm.wait().await;
+        End::Outcome(outcome)
+    }
+}
+
+fn open_processes(task: &Task, notes: &mpsc::Sender<Note>) -> io::Result<BTreeMap<u32, Process>> {
+    let spec = &task.assignment.spec;
+    let mut processes = BTreeMap::new();
+    if !spec.command.is_empty() {
+        let start = Start {
+            token: task.assignment.token.as_str().to_owned(),
+            argv: spec.command.clone(),
+            env: spec.env.clone(),
+            cwd: spec.workdir.clone(),
+            user: spec.user.clone(),
+            stdin: spec.stdin,
+        };
+        let dir = execs::log_dir(&task.ctx.logs, &task.assignment.sandbox, &Target::Main);
+        let log = LiveLog::open(&dir, task.ctx.limits, spec.attach)?;
+        processes.insert(MAIN, Process::new(MAIN, Target::Main, start, log, notes.clone()));
+    }
+    for (exec, outcome) in execs::all(&task.ctx.logs, &task.assignment.sandbox)? {
+        if outcome.is_none() {
+            processes.insert(exec.number, open_exec(task, &exec, notes)?);
+        }
+    }
+    Ok(processes)
+}
+
+fn open_exec(task: &Task, exec: &StoredExec, notes: &mpsc::Sender<Note>) -> io::Result<Process> {
+    let (sandbox, spec) = (&task.assignment.spec, &exec.spec);
+    let mut env = sandbox.env.clone();
+    env.extend(spec.env.clone());
+    let start = Start {
+        token: spec.id.as_str().to_owned(),
+        argv: spec.command.clone(),
+        env,
+        cwd: spec.workdir.clone().or_else(|| sandbox.workdir.clone()),
+        user: spec.user.clone().or_else(|| sandbox.user.clone()),
+        stdin: spec.stdin,
+    };
+    let target = Target::Exec(spec.id.clone());
+    let dir = execs::log_dir(&task.ctx.logs, &task.assignment.sandbox, &target);
+    let log = LiveLog::open(&dir, task.ctx.limits, spec.attach)?;
+    Ok(Process::new(exec.number, target, start, log, notes.clone()))
+}
+
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

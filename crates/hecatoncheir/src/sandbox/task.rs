@@ -1,0 +1,298 @@
+//! The course of a sandbox on this node, from assignment to forgetting.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tartarus_api::node::{Assignment, Live, Moment, Progress, Report, Verdict};
+use tartarus_runtime::Adopted;
+use tartarus_types::{Outcome, Reason};
+use tokio::sync::{mpsc, watch};
+
+use super::bringup::{self, Greeted, Launched, Prepared};
+use super::steady::Steady;
+use super::{Context, Handle, KillReason, Request, ending};
+use crate::ledger::Home;
+use crate::link::REGREET;
+use crate::workshop::CannotStart;
+
+/// Requests waiting for a sandbox's task; callers wait beyond it.
+const REQUESTS: usize = 64;
+
+/// How a sandbox's stay on this node ends.
+pub(super) enum End {
+    /// It ended, and the control plane must hear how.
+    Outcome(Outcome),
+    /// Its command never began.
+    GiveBack(CannotStart),
+    /// It belongs to another attempt.
+    Abandoned,
+    /// The machine goes on without us.
+    Left,
+}
+
+/// What a sandbox's task carries through all its steps.
+pub(super) struct Task {
+    pub(super) ctx: Context,
+    pub(super) assignment: Assignment,
+    pub(super) home: Home,
+    pub(super) requests: mpsc::Receiver<Request>,
+    /// Requests that came before there was a guest to serve them; the steady state takes them first.
+    pub(super) early: VecDeque<Request>,
+    pub(super) live: watch::Sender<Live>,
+}
+
+/// Runs a new assignment.
+pub(crate) fn fresh(ctx: &Context, assignment: Assignment) -> (Handle, impl Future<Output = ()> + Send + use<>) {
+    let (handle, task) = Task::new(ctx, assignment, Progress::default());
+    (handle, task.run(false))
+}
+
+/// Takes over what an earlier agent was running.
+pub(crate) fn adopt(ctx: &Context, assignment: Assignment) -> (Handle, impl Future<Output = ()> + Send + use<>) {
+    let progress = ctx.ledger.home(&assignment.sandbox).progress();
+    let (handle, task) = Task::new(ctx, assignment, progress);
+    (handle, task.run(true))
+}
+
+impl Task {
+    fn new(ctx: &Context, assignment: Assignment, progress: Progress) -> (Handle, Self) {
+        let (tell, requests) = mpsc::channel(REQUESTS);
+        let (live, watch) = watch::channel(Live { hypervisor_pid: None, progress });
+        let id = assignment.sandbox.clone();
+        let handle = Handle { id, token: assignment.token.clone(), requests: tell, live: watch };
+        let home = ctx.ledger.home(&assignment.sandbox);
+        (handle, Self { ctx: ctx.clone(), assignment, home, requests, early: VecDeque::new(), live })
+    }
+
+    async fn run(mut self, adopted: bool) {
+        let id = self.assignment.sandbox.clone();
+        let end = if adopted { self.take_over().await } else { self.start().await };
+        match end {
+            End::Left => tracing::info!(sandbox = %id, "left running"),
+            End::Abandoned => {
+                tracing::warn!(sandbox = %id, "the attempt belongs to another; ended");
+                self.forget().await;
+            }
+            End::GiveBack(why) => {
+                tracing::warn!(sandbox = %id, why = %why, "given back");
+                self.report(Report::GiveBack { why: why.why, retry: why.retry }).await;
+                self.forget().await;
+            }
+            End::Outcome(outcome) => {
+                tracing::info!(sandbox = %id, state = outcome.state().as_str(), reason = ?outcome.reason, "ended");
+                self.settle(outcome).await;
+            }
+        }
+    }
+
+    pub(super) fn now(&self) -> tartarus_types::Timestamp {
+        (self.ctx.clock)()
+    }
+
+    /// Notes that a phase is reached.
+    pub(super) fn reached(&self, phase: &str) {
+        let moment = Moment { phase: phase.to_owned(), at: self.now() };
+        self.live.send_modify(|live| live.progress.moments.push(moment));
+    }
+
+    fn start_ms_left(&self) -> u64 {
+        self.assignment.start_deadline.ms_since(self.now())
+    }
+
+    async fn start(&mut self) -> End {
+        self.live.send_modify(|live| {
+            live.progress.moments.push(Moment { phase: "leased".to_owned(), at: self.assignment.leased_at });
+        });
+        if self.report(Report::Preparing).await == Verdict::Abandon {
+            return End::Abandoned;
+        }
+        let prepared = match Prepared::new(&self.ctx, &self.assignment).await {
+            Ok(prepared) => prepared,
+            Err(e) => return End::GiveBack(e),
+        };
+        self.reached("disk_ready");
+        if let Some(end) = self.asked_to_stop() {
+            prepared.unwind();
+            return end;
+        }
+        let launched = match prepared.launch(self.start_ms_left()).await {
+            Ok(launched) => launched,
+            Err(e) => return End::GiveBack(e),
+        };
+        self.reached("vm_started");
+        self.boot(launched, Duration::from_millis(self.start_ms_left())).await
+    }
+
+    /// From a running machine to the end.
+    async fn boot(&mut self, launched: Launched, patience: Duration) -> End {
+        let driver = launched.driver.to_owned();
+        self.live.send_modify(|live| {
+            live.hypervisor_pid = Some(launched.vm.pid());
+            live.progress.driver.get_or_insert(driver);
+        });
+        let hostname = self.assignment.sandbox.as_str().replace('_', "-");
+        let greeting = tokio::select! {
+            greeting = launched.greet(&hostname) => greeting,
+            exit = launched.vm.wait() => Err(bringup::ended(&exit)),
+            end = stop_asked(&mut self.requests, &mut self.early) => {
+                if !matches!(end, End::Left) {
+                    launched.unwind().await;
+                }
+                return end;
+            }
+            () = tokio::time::sleep(patience) => {
+                launched.unwind().await;
+                return End::Outcome(Outcome::because(Reason::StartTimeout, "its guest did not boot in time"));
+            }
+        };
+        match greeting {
+            Ok((link, events, ack)) => {
+                let Launched { home, vm, .. } = launched;
+                self.begin(Greeted { home, vm, link, events, ack }).await
+            }
+            Err(e) => {
+                launched.unwind().await;
+                if self.home.begun() {
+                    End::Outcome(Outcome::because(Reason::GuestDied, e.why))
+                } else {
+                    End::GiveBack(e)
+                }
+            }
+        }
+    }
+
+    /// Asks for leave to begin, and goes on to the steady state.
+    async fn begin(&mut self, greeted: Greeted) -> End {
+        let kernel: String = greeted.ack.kernel.chars().filter(|c| !c.is_control()).take(100).collect();
+        tracing::info!(sandbox = %self.assignment.sandbox, kernel, "guest ready");
+        self.live.send_modify(|live| live.progress.guest_kernel = Some(kernel));
+        if !self.home.begun() {
+            self.reached("guest_ready");
+            if let Err(e) = self.home.mark_begun() {
+                greeted.unwind().await;
+                return End::GiveBack(CannotStart::retry(format!("writing the node's ledger: {e}")));
+            }
+        }
+        // A guest that knows the attempt has started it, so leave was given before this agent's time.
+        let token = self.assignment.token.as_str();
+        let granted = greeted.ack.processes.iter().any(|p| p.token == token);
+        if !granted && self.report(Report::Begin).await == Verdict::Abandon {
+            greeted.unwind().await;
+            return End::Abandoned;
+        }
+        match Steady::new(self, greeted) {
+            Ok(steady) => steady.run(self).await,
+            Err((greeted, e)) => {
+                greeted.unwind().await;
+                End::Outcome(Outcome::because(Reason::NodeFailed, format!("its log could not be written: {e}")))
+            }
+        }
+    }
+
+    async fn take_over(&mut self) -> End {
+        if let Ok(Some(outcome)) = self.home.outcome() {
+            return End::Outcome(outcome);
+        }
+        match self.ctx.workshop.adopter().adopt(self.home.dir()).await {
+            Ok(Adopted::Running(vm)) => {
+                tracing::info!(sandbox = %self.assignment.sandbox, pid = vm.pid(), "taken over");
+                let driver = self.live.borrow().progress.driver.clone();
+                let driver = if driver.as_deref() == Some("qemu-kvm") { "qemu-kvm" } else { "qemu-tcg" };
+                let left = Duration::from_millis(self.start_ms_left());
+                let launched = Launched { home: self.home.clone(), vm, driver };
+                self.boot(launched, left.max(REGREET)).await
+            }
+            Ok(Adopted::Ended(exit)) if self.home.begun() => {
+                End::Outcome(ending::of_machine(&exit, !self.assignment.spec.command.is_empty()))
+            }
+            Ok(Adopted::Ended(exit)) => End::GiveBack(bringup::ended(&exit)),
+            Ok(Adopted::Absent) if self.home.begun() => {
+                End::Outcome(Outcome::because(Reason::HypervisorDied, "nothing was left of its machine"))
+            }
+            Ok(Adopted::Absent) => End::GiveBack(CannotStart::retry("the node agent was restarted")),
+            Err(e) => End::Outcome(Outcome::because(Reason::HypervisorDied, e.to_string())),
+        }
+    }
+
+    /// A request that ends the bring-up, if one is there.
+    fn asked_to_stop(&mut self) -> Option<End> {
+        while let Ok(request) = self.requests.try_recv() {
+            if let Some(end) = stops(request, &mut self.early) {
+                return Some(end);
+            }
+        }
+        None
+    }
+
+    /// Reports until the control plane has heard it.
+    pub(super) async fn report(&self, report: Report) -> Verdict {
+        let mut pause = Duration::from_millis(100);
+        loop {
+            let (sandbox, token) = (&self.assignment.sandbox, &self.assignment.token);
+            match self.ctx.control.report(sandbox, token, report.clone()).await {
+                Ok(verdict) => return verdict,
+                Err(e) => tracing::warn!(sandbox = %sandbox, error = %e, "a report was not taken; it is repeated"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(5));
+        }
+    }
+
+    /// Writes the end down, reports it until it is confirmed, and forgets the sandbox.
+    async fn settle(&mut self, outcome: Outcome) {
+        self.reached("ended");
+        let progress = self.live.borrow().progress.clone();
+        let written = self.home.put_progress(&progress).and_then(|()| self.home.put_outcome(&outcome));
+        if let Err(e) = written {
+            // Reported all the same: what a crash before the confirmation would lose is the reason, not the end.
+            tracing::error!(sandbox = %self.assignment.sandbox, error = %e, "the end could not be written to the ledger");
+        }
+        self.report(Report::Ended { outcome, progress }).await;
+        self.forget().await;
+    }
+
+    /// Ends what may still run and removes the folder.
+    async fn forget(&self) {
+        let gone = bringup::put_down(&self.ctx, &self.home).await.map_err(|e| e.to_string());
+        if let Err(e) = gone.and_then(|()| self.home.remove().map_err(|e| e.to_string())) {
+            tracing::warn!(sandbox = %self.assignment.sandbox, error = %e, "could not be cleaned up; the next start of the node tries again");
+        }
+    }
+}
+
+/// What a request means before there is a command; `None` when it does not end the bring-up and is kept for later.
+fn stops(request: Request, early: &mut VecDeque<Request>) -> Option<End> {
+    match request {
+        Request::Kill { reason, .. } => {
+            let asked = ending::Asked { kill: Some(reason), limit: None };
+            let killed = Outcome::because(Reason::Killed, "ended before its command began");
+            match reason {
+                KillReason::Asked => Some(End::Outcome(killed)),
+                KillReason::Shutdown => Some(End::Outcome(ending::outcome(None, asked))),
+            }
+        }
+        Request::Abandon => Some(End::Abandoned),
+        Request::Leave => Some(End::Left),
+        other if early.len() < REQUESTS => {
+            early.push_back(other);
+            None
+        }
+        other => {
+            super::requests::refuse(other, "it is still being started");
+            None
+        }
+    }
+}
+
+async fn stop_asked(requests: &mut mpsc::Receiver<Request>, early: &mut VecDeque<Request>) -> End {
+    loop {
+        match requests.recv().await {
+            Some(request) => {
+                if let Some(end) = stops(request, early) {
+                    return end;
+                }
+            }
+            None => return End::Left,
+        }
+    }
+}

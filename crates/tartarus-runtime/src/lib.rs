@@ -1,0 +1,12 @@
+//! Tartarus: the hypervisor drivers, and the supervisor that stands beside each microVM.
+//!
+//! It knows machines, not sandboxes: no tenant, no queue, no image format. What runs in a guest is the business of
+//! whoever speaks the guest protocol over [`Vm::channel`].
+
+pub mod driver;
+pub mod host;
+pub mod qemu;
+pub mod supervisor;
+
+pub use driver::{Adopted, Channel, Driver, Machine, RuntimeError, Vm};
+pub use supervisor::{Cause, Deadlines, VmExit};

@@ -1,0 +1,80 @@
+//! The QEMU driver: the `microvm` machine, with KVM where it truly runs a Linux guest, with TCG anywhere.
+
+mod args;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::driver::{Adopted, Driver, Machine, RuntimeError, Vm};
+use crate::supervisor::{Deadlines, Launch, Program, SupervisedVm};
+
+/// QEMU's program on x86-64.
+pub const PROGRAM: &str = "qemu-system-x86_64";
+/// The guest channel's socket in the machine's folder.
+const AGENT: &str = "agent.sock";
+/// QEMU's control socket in the machine's folder.
+const QMP: &str = "qmp.sock";
+/// Descriptors under which QEMU finds its sockets. Far above what a supervisor has open, so that giving one does not
+/// overwrite another.
+const AGENT_FD: i32 = 100;
+const QMP_FD: i32 = 101;
+
+/// How guest instructions are executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accel {
+    /// By the processor.
+    Kvm,
+    /// By translation. The guest is told the host's time-stamp counter frequency, since it cannot measure it reliably.
+    Tcg {
+        /// In kHz.
+        tsc_khz: u64,
+    },
+}
+
+/// Runs machines with QEMU.
+#[derive(Debug, Clone)]
+pub struct Qemu {
+    /// The program.
+    pub program: PathBuf,
+    /// How.
+    pub accel: Accel,
+    /// The supervisor's program.
+    pub supervisor: Program,
+}
+
+#[async_trait]
+impl Driver for Qemu {
+    fn name(&self) -> &'static str {
+        match self.accel {
+            Accel::Kvm => "qemu-kvm",
+            Accel::Tcg { .. } => "qemu-tcg",
+        }
+    }
+
+    async fn boot(&self, machine: &Machine, deadlines: Deadlines) -> Result<Box<dyn Vm>, RuntimeError> {
+        let argv = args::argv(&self.program, self.accel, machine)?;
+        let sockets = vec![(AGENT.to_owned(), AGENT_FD), (QMP.to_owned(), QMP_FD)];
+        let launch = Launch { argv, sockets, deadlines };
+        Ok(Box::new(SupervisedVm::launch(&self.supervisor, &machine.dir, &launch, AGENT).await?))
+    }
+
+    async fn adopt(&self, dir: &Path) -> Result<Adopted, RuntimeError> {
+        SupervisedVm::adopt(dir, AGENT).await
+    }
+}
+
+/// The first line of `qemu --version`: what identifies a build.
+///
+/// # Errors
+/// When there is no such program, or it does not answer within 10 s.
+pub async fn version(program: &Path) -> Result<String, RuntimeError> {
+    let run = tokio::process::Command::new(program).arg("--version").kill_on_drop(true).output();
+    let output = tokio::time::timeout(Duration::from_secs(10), run)
+        .await
+        .map_err(|_| RuntimeError::Start(format!("{} --version does not answer", program.display())))?
+        .map_err(|e| RuntimeError::io(format!("running {}", program.display()), e))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.lines().next().unwrap_or_default().trim().to_owned())
+}

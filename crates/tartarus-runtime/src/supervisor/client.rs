@@ -1,0 +1,186 @@
+//! The agent's side of a supervisor: starts it, takes it over, gives it orders, hears of the end.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, watch};
+
+use super::{CONTROL, Cause, Deadlines, EXIT, LAUNCH, Launch, News, Order, Program, VmExit};
+use crate::driver::{Adopted, Channel, RuntimeError, Vm};
+
+/// How long a supervisor may take to start its hypervisor, or to answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Orders under way; more than this means that the supervisor hangs, and orders wait.
+const QUEUE: usize = 64;
+
+/// A machine with a supervisor beside it.
+pub struct SupervisedVm {
+    dir: PathBuf,
+    pid: u32,
+    agent_socket: &'static str,
+    orders: mpsc::Sender<Order>,
+    exit: watch::Receiver<Option<VmExit>>,
+}
+
+impl SupervisedVm {
+    /// Starts a supervisor, and with it the hypervisor, in `dir`.
+    ///
+    /// # Errors
+    /// When the hypervisor does not run; the supervisor's word for why is in the error.
+    pub async fn launch(
+        program: &Program,
+        dir: &Path,
+        launch: &Launch,
+        agent_socket: &'static str,
+    ) -> Result<Self, RuntimeError> {
+        let fail = |what: &'static str| move |cause| RuntimeError::io(format!("{} {}", what, dir.display()), cause);
+        let bytes = serde_json::to_vec(launch).map_err(|e| RuntimeError::Start(e.to_string()))?;
+        File::create(dir.join(LAUNCH)).and_then(|mut f| f.write_all(&bytes)).map_err(fail("writing launch.json in"))?;
+        let errors = File::create(dir.join("supervisor.log")).map_err(fail("making supervisor.log in"))?;
+        let (first, rest) = program.0.split_first().ok_or_else(|| RuntimeError::Start("no supervisor".into()))?;
+        let mut child = tokio::process::Command::new(first)
+            .args(rest)
+            .arg(dir)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(errors)
+            .spawn()
+            .map_err(fail("starting the supervisor of"))?;
+        let stdout = child.stdout.take().ok_or_else(|| RuntimeError::Start("no pipe".into()))?;
+        // Reaps it whenever it ends; while this process lives it is its child.
+        tokio::spawn(async move { child.wait().await });
+        let mut line = String::new();
+        let read = async { BufReader::new(stdout).read_line(&mut line).await };
+        tokio::time::timeout(PATIENCE, read)
+            .await
+            .map_err(|_| RuntimeError::Start(format!("no word from its supervisor within {} s", PATIENCE.as_secs())))?
+            .map_err(fail("reading from the supervisor of"))?;
+        match serde_json::from_str(&line) {
+            Ok(News::Running { .. }) => Self::connect(dir, agent_socket).await,
+            Ok(News::Failed { why }) => Err(RuntimeError::Start(why)),
+            _ => {
+                let log = std::fs::read_to_string(dir.join("supervisor.log")).unwrap_or_default();
+                let log: String = log.chars().take(500).collect();
+                Err(RuntimeError::Start(format!("its supervisor ended: {log}")))
+            }
+        }
+    }
+
+    /// What became of the machine in `dir`.
+    ///
+    /// # Errors
+    /// When its supervisor neither answers nor left a record.
+    pub async fn adopt(dir: &Path, agent_socket: &'static str) -> Result<Adopted, RuntimeError> {
+        match Self::connect(dir, agent_socket).await {
+            Ok(vm) => Ok(Adopted::Running(Box::new(vm))),
+            Err(_) => match read_exit(dir) {
+                Some(exit) => Ok(Adopted::Ended(exit)),
+                None if dir.join(CONTROL).exists() => Ok(Adopted::Ended(supervisor_died())),
+                None => Ok(Adopted::Absent),
+            },
+        }
+    }
+
+    async fn connect(dir: &Path, agent_socket: &'static str) -> Result<Self, RuntimeError> {
+        let gone = |cause| RuntimeError::io(format!("reaching the supervisor in {}", dir.display()), cause);
+        let (read, write) = connect_in(dir, CONTROL).await.map_err(gone)?.into_split();
+        let mut lines = BufReader::new(read);
+        let first = tokio::time::timeout(PATIENCE, next_news(&mut lines)).await;
+        let Ok(Ok(News::Running { pid })) = first else { return Err(RuntimeError::Ended) };
+        let (orders, queue) = mpsc::channel(QUEUE);
+        let (tell, exit) = watch::channel(None);
+        tokio::spawn(send_orders(queue, write));
+        let dir = dir.to_owned();
+        let home = dir.clone();
+        tokio::spawn(async move {
+            let exit = loop {
+                match next_news(&mut lines).await {
+                    Ok(News::Ended(exit)) => break exit,
+                    Ok(_) => {}
+                    Err(_) => break read_exit(&home).unwrap_or_else(supervisor_died),
+                }
+            };
+            let _ = tell.send(Some(exit));
+        });
+        Ok(Self { dir, pid, agent_socket, orders, exit })
+    }
+}
+
+async fn send_orders(mut queue: mpsc::Receiver<Order>, mut socket: OwnedWriteHalf) {
+    while let Some(order) = queue.recv().await {
+        let mut line = serde_json::to_vec(&order).unwrap_or_default();
+        line.push(b'\n');
+        if socket.write_all(&line).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn next_news(lines: &mut BufReader<OwnedReadHalf>) -> io::Result<News> {
+    let mut line = String::new();
+    if lines.read_line(&mut line).await? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(serde_json::from_str(&line)?)
+}
+
+/// Connects to a socket by its name in a folder: through the folder's descriptor, since a whole path may be longer
+/// than the 107 bytes that an address holds.
+async fn connect_in(dir: &Path, name: &str) -> io::Result<UnixStream> {
+    let folder = File::open(dir)?;
+    UnixStream::connect(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd())).await
+}
+
+fn read_exit(dir: &Path) -> Option<VmExit> {
+    serde_json::from_slice(&std::fs::read(dir.join(EXIT)).ok()?).ok()
+}
+
+fn supervisor_died() -> VmExit {
+    let status = "its supervisor was killed, and it with it".to_owned();
+    VmExit { cause: Cause::SupervisorDied, status, panicked: false, console: String::new() }
+}
+
+#[async_trait]
+impl Vm for SupervisedVm {
+    fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    async fn channel(&self) -> Result<Box<dyn Channel>, RuntimeError> {
+        let stream = connect_in(&self.dir, self.agent_socket)
+            .await
+            .map_err(|e| RuntimeError::io(format!("reaching the guest in {}", self.dir.display()), e))?;
+        Ok(Box::new(stream))
+    }
+
+    async fn set_deadlines(&self, deadlines: Deadlines) -> Result<(), RuntimeError> {
+        self.orders.send(Order::Deadlines(deadlines)).await.map_err(|_| RuntimeError::Ended)
+    }
+
+    fn touch(&self) {
+        // A full queue holds orders that count as a sign of use themselves.
+        let _ = self.orders.try_send(Order::Touch);
+    }
+
+    async fn kill(&self) {
+        // A closed queue means that it is dead already.
+        let _ = self.orders.send(Order::Kill).await;
+    }
+
+    async fn wait(&self) -> VmExit {
+        let mut exit = self.exit.clone();
+        match exit.wait_for(Option::is_some).await {
+            Ok(exit) => exit.clone().unwrap_or_else(supervisor_died),
+            Err(_) => supervisor_died(),
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! The supervisor: a small process beside each microVM, its hypervisor's parent.
+//!
+//! It binds the machine's sockets and hands them to the hypervisor as descriptors, so that nobody polls for them and
+//! no path is too long; keeps the console log bounded; and ends the hypervisor at its deadlines, also when the node
+//! agent is dead. If it dies itself, the kernel kills the hypervisor. How it ended is a file, `exit.json`.
+
+mod client;
+mod console;
+mod process;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use client::SupervisedVm;
+pub use process::main;
+
+/// The agent's orders.
+const CONTROL: &str = "supervisor.sock";
+/// How the machine is started.
+const LAUNCH: &str = "launch.json";
+/// How it ended; its existence means that it has.
+const EXIT: &str = "exit.json";
+/// What the guest's console and the hypervisor printed.
+pub const CONSOLE: &str = "console.log";
+
+/// How to start a machine; written before the supervisor is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Launch {
+    /// The hypervisor and its arguments. The working directory is the machine's folder.
+    pub argv: Vec<String>,
+    /// Listening sockets in the folder, and the descriptor under which the hypervisor finds each.
+    pub sockets: Vec<(String, i32)>,
+    /// The first deadlines, counted from the supervisor's start.
+    pub deadlines: Deadlines,
+}
+
+/// When the supervisor ends the hypervisor by itself. Milliseconds from when it hears of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deadlines {
+    /// The wall-clock limit of the run.
+    pub wall_ms: Option<u64>,
+    /// Longest time without a sign of use.
+    pub idle_ms: Option<u64>,
+    /// The node's lease; renewed by sending it again.
+    pub lease_ms: Option<u64>,
+}
+
+/// Why the hypervisor ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// By itself, or somebody else killed it.
+    Itself,
+    /// The agent gave the order.
+    Ordered,
+    /// The wall-clock limit.
+    Wall,
+    /// The idle limit.
+    Idle,
+    /// The lease ran out.
+    Lease,
+    /// The supervisor was killed, and the hypervisor with it.
+    SupervisorDied,
+}
+
+/// How a hypervisor ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmExit {
+    /// Why.
+    pub cause: Cause,
+    /// Its exit code or signal, in words.
+    pub status: String,
+    /// The guest's kernel panicked, as far as its console tells (a guest may lie about itself).
+    pub panicked: bool,
+    /// The last lines of the console, without control characters.
+    pub console: String,
+}
+
+/// What the agent tells a supervisor; a line of JSON each.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Order {
+    Deadlines(Deadlines),
+    Touch,
+    Kill,
+}
+
+/// What a supervisor tells the agent; a line of JSON each.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum News {
+    Running { pid: u32 },
+    Failed { why: String },
+    Ended(VmExit),
+}
+
+/// How the supervisor's own program is started: program and first arguments; the folder is appended.
+#[derive(Debug, Clone)]
+pub struct Program(pub Vec<PathBuf>);

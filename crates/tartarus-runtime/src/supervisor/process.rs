@@ -1,0 +1,267 @@
+//! The supervisor's process: one thread, one `poll`.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+
+use super::console::Console;
+use super::{CONTROL, Cause, Deadlines, EXIT, LAUNCH, Launch, News, Order, VmExit};
+
+/// Connections of agents at once: the living one, and one that just died.
+const MAX_CLIENTS: usize = 4;
+/// Longest order.
+const MAX_LINE: usize = 4096;
+
+/// Runs the supervisor for the machine in `dir`; returns the process's exit code.
+pub fn main(dir: &Path) -> i32 {
+    match start(dir) {
+        Ok(mut supervisor) => {
+            tell_parent(&News::Running { pid: supervisor.child.id() });
+            supervisor.run();
+            0
+        }
+        Err(why) => {
+            tell_parent(&News::Failed { why: why.to_string() });
+            1
+        }
+    }
+}
+
+/// The parent reads one line; afterwards nobody may read, so standard output must not be used again.
+fn tell_parent(news: &News) {
+    let _ = io::stdout().write_all(&line(news));
+    let _ = io::stdout().flush();
+    if let Ok(null) = File::options().write(true).open("/dev/null") {
+        let _ = rustix::stdio::dup2_stdout(null);
+    }
+}
+
+struct Supervisor {
+    child: Child,
+    pidfd: OwnedFd,
+    output: Option<io::PipeReader>,
+    console: Console,
+    control: UnixListener,
+    clients: Vec<Client>,
+    limits: Limits,
+    ordered: bool,
+}
+
+struct Client {
+    stream: UnixStream,
+    buffer: Vec<u8>,
+}
+
+/// Deadlines as moments.
+struct Limits {
+    wall: Option<Instant>,
+    lease: Option<Instant>,
+    idle_after: Option<Duration>,
+    used_at: Instant,
+}
+
+impl Limits {
+    fn new(deadlines: Deadlines, now: Instant) -> Self {
+        let at = |ms: Option<u64>| ms.and_then(|ms| now.checked_add(Duration::from_millis(ms)));
+        let idle_after = deadlines.idle_ms.map(Duration::from_millis);
+        Self { wall: at(deadlines.wall_ms), lease: at(deadlines.lease_ms), idle_after, used_at: now }
+    }
+
+    fn next(&self) -> Option<(Instant, Cause)> {
+        let idle = self.idle_after.and_then(|d| self.used_at.checked_add(d));
+        let all = [(self.wall, Cause::Wall), (self.lease, Cause::Lease), (idle, Cause::Idle)];
+        all.into_iter().filter_map(|(at, cause)| at.map(|at| (at, cause))).min_by_key(|(at, _)| *at)
+    }
+}
+
+fn start(dir: &Path) -> io::Result<Supervisor> {
+    std::env::set_current_dir(dir)?;
+    // Its own session: a signal to the agent's group, such as Ctrl-C in a terminal, must not reach machines.
+    let _ = rustix::process::setsid();
+    let launch: Launch = serde_json::from_slice(&std::fs::read(LAUNCH)?)?;
+    let listen = |name: &str| {
+        let _ = std::fs::remove_file(name);
+        UnixListener::bind(name)
+    };
+    let control = listen(CONTROL)?;
+    let sockets = launch.sockets.iter().map(|(name, fd)| Ok((listen(name)?, *fd))).collect::<io::Result<Vec<_>>>()?;
+    let console = Console::create(Path::new("."))?;
+    let (output, writer) = io::pipe()?;
+    let child = spawn(&launch.argv, &sockets, writer)?;
+    let pid = rustix::process::Pid::from_child(&child);
+    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
+    control.set_nonblocking(true)?;
+    rustix::io::ioctl_fionbio(&output, true)?;
+    let limits = Limits::new(launch.deadlines, Instant::now());
+    Ok(Supervisor { child, pidfd, output: Some(output), console, control, clients: Vec::new(), limits, ordered: false })
+}
+
+fn spawn(argv: &[String], sockets: &[(UnixListener, RawFd)], output: io::PipeWriter) -> io::Result<Child> {
+    let (program, args) = argv.split_first().ok_or_else(|| io::Error::other("launch.json has no program"))?;
+    let fds: Vec<(RawFd, RawFd)> = sockets.iter().map(|(socket, at)| (socket.as_raw_fd(), *at)).collect();
+    let parent = rustix::process::getpid();
+    let mut command = Command::new(program);
+    command.args(args).env_clear().stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+    // SAFETY: the closure only makes system calls; it allocates nothing and takes no lock.
+    unsafe {
+        command.pre_exec(move || {
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+            // The supervisor may have died before that: then nobody would ever end this process.
+            if rustix::process::getppid() != Some(parent) {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            for (from, to) in &fds {
+                // dup2 clears close-on-exec. The targets are above every descriptor that is open here (see `qemu`).
+                if libc::dup2(*from, *to) < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        });
+    }
+    command.spawn().map_err(|e| io::Error::new(e.kind(), format!("{program}: {e}")))
+}
+
+impl Supervisor {
+    fn run(&mut self) {
+        let cause = loop {
+            if let Some(cause) = self.turn() {
+                break cause;
+            }
+        };
+        let _ = self.child.kill();
+        let status = self.child.wait();
+        self.read_output();
+        self.finish(cause, status);
+    }
+
+    /// Waits for the next thing to happen; gives the cause of the end when it has come.
+    fn turn(&mut self) -> Option<Cause> {
+        let next = self.limits.next();
+        if let Some((at, cause)) = next
+            && at <= Instant::now()
+        {
+            return Some(cause);
+        }
+        let timeout = next
+            .and_then(|(at, _)| rustix::time::Timespec::try_from(at.saturating_duration_since(Instant::now())).ok());
+        let mut fds = vec![PollFd::new(&self.pidfd, PollFlags::IN), PollFd::new(&self.control, PollFlags::IN)];
+        fds.extend(self.clients.iter().map(|c| PollFd::new(&c.stream, PollFlags::IN)));
+        if let Some(output) = &self.output {
+            fds.push(PollFd::from_borrowed_fd(output.as_fd(), PollFlags::IN));
+        }
+        if poll(&mut fds, timeout.as_ref()).is_err() {
+            return None; // interrupted
+        }
+        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        drop(fds);
+        let (ended, knocks) = (ready[0], ready[1]);
+        if self.output.is_some() && ready.last() == Some(&true) {
+            self.read_output();
+        }
+        for index in (0..self.clients.len()).rev() {
+            if ready[2 + index] && !self.listen_to(index) {
+                self.clients.swap_remove(index);
+            }
+        }
+        if knocks {
+            self.accept();
+        }
+        if self.ordered {
+            return Some(Cause::Ordered);
+        }
+        ended.then_some(Cause::Itself)
+    }
+
+    fn accept(&mut self) {
+        let Ok((mut stream, _)) = self.control.accept() else { return };
+        if self.clients.len() >= MAX_CLIENTS {
+            self.clients.remove(0);
+        }
+        let hello = line(&News::Running { pid: self.child.id() });
+        if stream.set_nonblocking(true).is_ok() && stream.write_all(&hello).is_ok() {
+            self.clients.push(Client { stream, buffer: Vec::new() });
+        }
+    }
+
+    /// Reads a client's orders; false when it is gone or talks nonsense.
+    fn listen_to(&mut self, index: usize) -> bool {
+        let mut bytes = [0; MAX_LINE];
+        let client = &mut self.clients[index];
+        match client.stream.read(&mut bytes) {
+            Ok(0) => return false,
+            Ok(n) => client.buffer.extend_from_slice(&bytes[..n]),
+            Err(e) => return e.kind() == io::ErrorKind::WouldBlock,
+        }
+        let mut orders = Vec::new();
+        while let Some(end) = client.buffer.iter().position(|b| *b == b'\n') {
+            match serde_json::from_slice::<Order>(&client.buffer[..end]) {
+                Ok(order) => orders.push(order),
+                Err(_) => return false,
+            }
+            client.buffer.drain(..=end);
+        }
+        let fine = client.buffer.len() < MAX_LINE;
+        for order in orders {
+            match order {
+                Order::Deadlines(deadlines) => self.limits = Limits::new(deadlines, Instant::now()),
+                Order::Touch => self.limits.used_at = Instant::now(),
+                Order::Kill => self.ordered = true,
+            }
+        }
+        fine
+    }
+
+    fn read_output(&mut self) {
+        let mut bytes = [0; 16 * 1024];
+        // Bounded per turn, so that a guest that floods its console does not keep deadlines from being seen.
+        for _ in 0..16 {
+            let Some(output) = &mut self.output else { return };
+            match output.read(&mut bytes) {
+                Ok(0) => self.output = None,
+                Ok(n) => self.console.push(&bytes[..n]),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => self.output = None,
+            }
+        }
+    }
+
+    fn finish(&mut self, cause: Cause, status: io::Result<ExitStatus>) {
+        let (console, panicked) = self.console.summary();
+        let exit = VmExit { cause, status: status.map_or_else(|e| e.to_string(), in_words), panicked, console };
+        let write = || -> io::Result<()> {
+            let temporary = format!("{EXIT}.new");
+            let mut file = File::create(&temporary)?;
+            file.write_all(&serde_json::to_vec(&exit)?)?;
+            file.sync_all()?;
+            std::fs::rename(temporary, EXIT)?;
+            File::open(".")?.sync_all()
+        };
+        // Without the file an agent that comes later still learns from the closed socket that it has ended.
+        let _ = write();
+        for client in &mut self.clients {
+            let _ = client.stream.write_all(&line(&News::Ended(exit.clone())));
+        }
+    }
+}
+
+fn in_words(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("killed by {}", tartarus_types::signal::name(signal)),
+        (None, None) => status.to_string(),
+    }
+}
+
+fn line(news: &News) -> Vec<u8> {
+    let mut line = serde_json::to_vec(news).unwrap_or_default();
+    line.push(b'\n');
+    line
+}

@@ -1,0 +1,210 @@
+//! For tests only: a driver whose machines are a few lines of code, and which can fail at each step.
+//!
+//! Nothing in the product depends on this crate.
+
+#![forbid(unsafe_code)]
+
+mod guest;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use hecatoncheir::workshop::{CannotStart, Workshop};
+use tartarus_runtime::{Adopted, Cause, Channel, Deadlines, Driver, Machine, RuntimeError, Vm, VmExit};
+use tartarus_types::SandboxSpec;
+use tokio::sync::watch;
+
+/// A step of a sandbox's course that can be made to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// The driver is chosen.
+    Driver,
+    /// Files are made; something is left half-made.
+    Machine,
+    /// The hypervisor starts.
+    Boot,
+    /// The guest channel is connected.
+    Channel,
+    /// The guest never answers.
+    Silence,
+    /// The guest says that it cannot be set up.
+    Fault,
+    /// The guest answers nonsense.
+    Nonsense,
+    /// The hypervisor dies before the guest answers.
+    DieEarly,
+    /// The hypervisor dies while the command runs.
+    DieLate,
+    /// The guest breaks the protocol while the command runs.
+    Lies,
+}
+
+impl Step {
+    /// Every step.
+    pub const ALL: [Step; 10] = [
+        Step::Driver,
+        Step::Machine,
+        Step::Boot,
+        Step::Channel,
+        Step::Silence,
+        Step::Fault,
+        Step::Nonsense,
+        Step::DieEarly,
+        Step::DieLate,
+        Step::Lies,
+    ];
+}
+
+/// Makes machines that are not there, and counts those that run.
+#[derive(Clone, Default)]
+pub struct FakeWorkshop {
+    fail: Arc<Mutex<Option<Step>>>,
+    running: Arc<AtomicUsize>,
+    booted: Arc<AtomicUsize>,
+}
+
+impl FakeWorkshop {
+    /// Fails at `step` from now on, until told otherwise.
+    pub fn fail_at(&self, step: Option<Step>) {
+        *self.fail.lock().expect("no test panics while it holds this") = step;
+    }
+
+    fn fails(&self, step: Step) -> bool {
+        *self.fail.lock().expect("no test panics while it holds this") == Some(step)
+    }
+
+    /// Machines that run now.
+    pub fn running(&self) -> usize {
+        self.running.load(Ordering::SeqCst)
+    }
+
+    /// Machines that were ever started.
+    pub fn booted(&self) -> usize {
+        self.booted.load(Ordering::SeqCst)
+    }
+}
+
+#[async_trait]
+impl Workshop for FakeWorkshop {
+    async fn machine(&self, spec: &SandboxSpec, dir: &Path) -> Result<Machine, CannotStart> {
+        let layer = dir.join("layer");
+        std::fs::write(&layer, b"half").map_err(CannotStart::retry)?;
+        if self.fails(Step::Machine) {
+            return Err(CannotStart::retry("planned: no disk"));
+        }
+        let (cpus, memory_mib) = (spec.cpus, spec.memory_mib);
+        let none = Path::new("/dev/null").to_owned();
+        let (kernel, initramfs, base) = (none.clone(), none.clone(), none);
+        Ok(Machine { dir: dir.to_owned(), cpus, memory_mib, kernel, initramfs, base, layer })
+    }
+
+    async fn driver(&self, _kernel: &str) -> Result<Arc<dyn Driver>, CannotStart> {
+        if self.fails(Step::Driver) {
+            return Err(CannotStart::never("planned: no driver"));
+        }
+        Ok(Arc::new(self.clone()))
+    }
+
+    fn adopter(&self) -> Arc<dyn Driver> {
+        Arc::new(self.clone())
+    }
+}
+
+#[async_trait]
+impl Driver for FakeWorkshop {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
+    async fn boot(&self, _machine: &Machine, _deadlines: Deadlines) -> Result<Box<dyn Vm>, RuntimeError> {
+        if self.fails(Step::Boot) {
+            return Err(RuntimeError::Start("planned: no hypervisor".into()));
+        }
+        self.booted.fetch_add(1, Ordering::SeqCst);
+        self.running.fetch_add(1, Ordering::SeqCst);
+        let vm = FakeVm { workshop: self.clone(), exit: watch::Sender::new(None) };
+        if self.fails(Step::DieEarly) {
+            vm.end(Cause::Itself, "killed by SIGKILL");
+        }
+        Ok(Box::new(vm))
+    }
+
+    /// Fake machines do not outlive their process.
+    async fn adopt(&self, _dir: &Path) -> Result<Adopted, RuntimeError> {
+        Ok(Adopted::Absent)
+    }
+}
+
+struct FakeVm {
+    workshop: FakeWorkshop,
+    exit: watch::Sender<Option<VmExit>>,
+}
+
+impl FakeVm {
+    fn end(&self, cause: Cause, status: &str) {
+        let first = self.exit.send_if_modified(|exit| {
+            let first = exit.is_none();
+            let status = status.to_owned();
+            exit.get_or_insert(VmExit { cause, status, panicked: false, console: String::new() });
+            first
+        });
+        if first {
+            self.workshop.running.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+#[async_trait]
+impl Vm for FakeVm {
+    fn pid(&self) -> u32 {
+        std::process::id()
+    }
+
+    async fn channel(&self) -> Result<Box<dyn Channel>, RuntimeError> {
+        if self.workshop.fails(Step::Channel) {
+            return Err(RuntimeError::Ended);
+        }
+        let (host, guest) = tokio::io::duplex(256 * 1024);
+        let mood = guest::Mood {
+            silent: self.workshop.fails(Step::Silence) || self.workshop.fails(Step::DieEarly),
+            fault: self.workshop.fails(Step::Fault),
+            nonsense: self.workshop.fails(Step::Nonsense),
+            lies: self.workshop.fails(Step::Lies),
+        };
+        let (mut exit, dies) = (self.exit.subscribe(), self.workshop.fails(Step::DieLate));
+        let end = self.exit.clone();
+        let running = self.workshop.running.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = guest::run(guest, mood) => {}
+                _ = exit.wait_for(Option::is_some) => {}
+                () = tokio::time::sleep(std::time::Duration::from_millis(100)), if dies => {
+                    let status = "killed by SIGKILL".to_owned();
+                    let died = VmExit { cause: Cause::Itself, status, panicked: false, console: String::new() };
+                    if end.send_if_modified(|e| { let first = e.is_none(); e.get_or_insert(died); first }) {
+                        running.fetch_sub(1, Ordering::SeqCst);
+                    }
+                }
+            }
+        });
+        Ok(Box::new(host))
+    }
+
+    async fn set_deadlines(&self, _deadlines: Deadlines) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
+    fn touch(&self) {}
+
+    async fn kill(&self) {
+        self.end(Cause::Ordered, "killed by SIGKILL");
+    }
+
+    async fn wait(&self) -> VmExit {
+        let mut exit = self.exit.subscribe();
+        let ended = exit.wait_for(Option::is_some).await.expect("the sender is in self");
+        ended.clone().expect("just waited for")
+    }
+}
