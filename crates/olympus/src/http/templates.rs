@@ -1,0 +1,60 @@
+//! Templates.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::LOCATION;
+use axum::response::{IntoResponse, Response};
+use hades::store::TemplateRecord;
+use tartarus_api::v1::{CreateTemplate, Template};
+use tartarus_types::Refusal;
+use tartarus_types::spec::check_name;
+
+use super::App;
+use super::extract::{Json, Path};
+use super::failure::Failure;
+use crate::accept::template_spec;
+use crate::view;
+
+/// Makes a template. It keeps the image that the name stands for now. The same request again changes nothing.
+#[utoipa::path(post, path = "/v1/templates", operation_id = "create_template", tag = "templates", request_body = CreateTemplate,
+    responses(
+        (status = 201, description = "The template", body = Template),
+        (status = 200, description = "It was there already, the same", body = Template)))]
+pub(super) async fn create(State(app): State<App>, Json(request): Json<CreateTemplate>) -> Result<Response, Failure> {
+    let name = request.name.clone();
+    check_name("name", &name)?;
+    let image = app.store.images().await?.into_iter().find(|image| image.name == request.image);
+    let image = image
+        .ok_or_else(|| Refusal { field: Some("image".to_owned()), ..Refusal::not_found("image", &request.image) })?;
+    let spec = template_spec(request, image.digest, &app.limits)?;
+    let created_at = app.now();
+    let record = app.store.put_template(TemplateRecord { name, spec, created_at }).await?;
+    let status = if record.created_at == created_at { StatusCode::CREATED } else { StatusCode::OK };
+    let location = format!("/v1/templates/{}", record.name);
+    Ok((status, [(LOCATION, location)], axum::Json(view::template(record))).into_response())
+}
+
+/// All templates by name.
+#[utoipa::path(get, path = "/v1/templates", operation_id = "list_templates", tag = "templates",
+    responses((status = 200, description = "The templates", body = [Template])))]
+pub(super) async fn list(State(app): State<App>) -> Result<axum::Json<Vec<Template>>, Failure> {
+    Ok(axum::Json(app.store.templates().await?.into_iter().map(view::template).collect()))
+}
+
+/// One template.
+#[utoipa::path(get, path = "/v1/templates/{template}", operation_id = "inspect_template", tag = "templates",
+    params(("template" = String, Path, description = "Its name")),
+    responses((status = 200, description = "The template", body = Template)))]
+pub(super) async fn inspect(State(app): State<App>, Path(name): Path<String>) -> Result<axum::Json<Template>, Failure> {
+    let record = app.store.template(&name).await?.ok_or_else(|| Refusal::not_found("template", &name))?;
+    Ok(axum::Json(view::template(record)))
+}
+
+/// Removes a template. Sandboxes made from it go on.
+#[utoipa::path(delete, path = "/v1/templates/{template}", operation_id = "remove_template", tag = "templates",
+    params(("template" = String, Path, description = "Its name")),
+    responses((status = 204, description = "It is gone")))]
+pub(super) async fn remove(State(app): State<App>, Path(name): Path<String>) -> Result<StatusCode, Failure> {
+    app.store.remove_template(&name).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
