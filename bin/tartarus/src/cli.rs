@@ -1,0 +1,268 @@
+//! The command line, as clap reads it: names, flags and help. It is a contract that scripts rely on, so things are
+//! added here and never renamed. It refuses to know what a command does.
+
+mod parse;
+mod sandbox;
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+pub(crate) use parse::{EnvEntry, env_map, millis};
+pub(crate) use sandbox::{
+    CreateArgs, ExecArgs, InspectArgs, KillArgs, LogsArgs, PsArgs, RmArgs, RunArgs, StreamName, WaitArgs,
+};
+
+const AFTER: &str = "\
+Environment:
+  TARTARUS_URL       The server; otherwise the one this user started with `tartarus up`, or http://127.0.0.1:7423
+  TARTARUS_API_KEY   The key to it; otherwise the key of the server this user started
+  NO_COLOR           No colour, whatever the value";
+
+/// Runs code that nobody trusts in microVMs, on machines of your own.
+#[derive(Debug, Parser)]
+#[command(name = "tartarus", version, after_help = AFTER, propagate_version = true)]
+pub(crate) struct Cli {
+    /// No progress and no notices; errors are still told
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start a server: control plane and node in one process
+    Up(UpArgs),
+    /// Run a command in a new microVM, with its output here and its exit code
+    Run(RunArgs),
+    /// Make a sandbox without a command, for `exec`
+    Create(CreateArgs),
+    /// List sandboxes
+    Ps(PsArgs),
+    /// Show all about a sandbox
+    Inspect(InspectArgs),
+    /// Wait until a sandbox has ended, and exit as its command did
+    Wait(WaitArgs),
+    /// Print the output of a sandbox
+    Logs(LogsArgs),
+    /// Run a command in a running sandbox
+    Exec(ExecArgs),
+    /// Send a signal to a sandbox's command, and end the sandbox after 5 s
+    Kill(KillArgs),
+    /// End sandboxes at once and forget them, their logs too
+    Rm(RmArgs),
+    /// Root file systems
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Guest kernels
+    #[command(subcommand)]
+    Kernel(KernelCommand),
+    /// Named images with defaults, to run from
+    #[command(subcommand)]
+    Template(TemplateCommand),
+    /// Say what the server's machine can do, and what is missing
+    Doctor(DoctorArgs),
+    /// Print a shell's completion script
+    Completion {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual pages, or write them to a folder
+    Man {
+        /// Write one file per command there instead
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+    /// Stand beside a VM; started by the server
+    #[command(hide = true)]
+    Supervise(SuperviseArgs),
+}
+
+impl Command {
+    /// The exit code when it is Tartarus that failed. Commands that pass another program's code on use one that says
+    /// so, as shells and container tools do.
+    pub(crate) fn own_failure(&self) -> u8 {
+        match self {
+            Self::Run(_) | Self::Exec(_) | Self::Wait(_) => 125,
+            _ => 1,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    /// Folder for everything that lasts [default: $XDG_DATA_HOME/tartarus, or ~/.local/share/tartarus]
+    #[arg(long, value_name = "DIR", env = "TARTARUS_DATA")]
+    pub(crate) data: Option<PathBuf>,
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7423")]
+    pub(crate) listen: SocketAddr,
+    /// At SIGTERM leave sandboxes running; the next `up` takes them over
+    #[arg(long)]
+    pub(crate) leave_running: bool,
+    /// Allow listening beyond this machine without TLS: whoever reads the traffic has the key
+    #[arg(long)]
+    pub(crate) insecure: bool,
+    /// The hypervisor to use; `auto` probes
+    #[arg(long, value_enum, default_value_t = DriverChoice::Auto)]
+    pub(crate) driver: DriverChoice,
+    /// Log in JSON
+    #[arg(long)]
+    pub(crate) log_json: bool,
+    /// What is stored of the start of each output stream
+    #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = tartarus_types::units::parse_mib)]
+    pub(crate) log_head: u32,
+    /// What is stored of the end of each output stream, at least
+    #[arg(long, value_name = "SIZE", default_value = "63M", value_parser = tartarus_types::units::parse_mib)]
+    pub(crate) log_tail: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DriverChoice {
+    /// The fastest that boots the guest kernel
+    Auto,
+    /// QEMU with KVM
+    QemuKvm,
+    /// QEMU alone
+    QemuTcg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SuperviseArgs {
+    /// As the server wants it
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) args: Vec<OsString>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Make an image of a root file system
+    Import {
+        /// A tar, a folder (without what is mounted below it), or - for a tar on standard input
+        #[arg(value_name = "TAR|DIR|-")]
+        source: PathBuf,
+        /// The image's name; one that is taken moves to the new image
+        #[arg(long, value_name = "N")]
+        name: String,
+        /// Print the image as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List images
+    Ls {
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Delete images
+    Rm {
+        /// Their names
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KernelCommand {
+    /// Add a guest kernel: Debian's cloud kernel out of its package (nothing is installed here), or one of your own
+    Add {
+        /// A Debian kernel package
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["vmlinuz", "modules"])]
+        deb: Option<PathBuf>,
+        /// A kernel
+        #[arg(requires = "modules")]
+        vmlinuz: Option<PathBuf>,
+        /// Its modules: a folder such as lib/modules/RELEASE
+        #[arg(long, value_name = "DIR", requires = "vmlinuz")]
+        modules: Option<PathBuf>,
+        /// Print the kernel as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List kernels, newest first; the newest is used
+    Ls {
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Delete kernels
+    Rm {
+        /// Their digests or releases
+        #[arg(required = true, value_name = "KERNEL")]
+        kernels: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TemplateCommand {
+    /// Make a template; the same again changes nothing
+    Create(TemplateArgs),
+    /// List templates
+    Ls {
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show all about a template
+    Inspect {
+        /// Its name
+        name: String,
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Delete templates; sandboxes made from them go on
+    Rm {
+        /// Their names
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TemplateArgs {
+    /// Its name
+    pub(crate) name: String,
+    /// Name of the image
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) from: String,
+    /// Virtual processors of a sandbox [default: 1]
+    #[arg(long, value_name = "N", value_parser = parse::cpus, allow_hyphen_values = true)]
+    pub(crate) cpus: Option<u32>,
+    /// Memory of a sandbox, such as 512M or 2G [default: 512M]
+    #[arg(long, value_name = "SIZE", value_parser = parse::size, allow_hyphen_values = true)]
+    pub(crate) memory: Option<u32>,
+    /// Most that a sandbox may write [default: 1G]
+    #[arg(long, value_name = "SIZE", value_parser = parse::size, allow_hyphen_values = true)]
+    pub(crate) disk: Option<u32>,
+    /// Environment of every command; without =V taken from here
+    #[arg(long, value_name = "K[=V]", value_parser = parse::env)]
+    pub(crate) env: Vec<EnvEntry>,
+    /// Working directory of every command
+    #[arg(long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// User of every command: NAME, UID, NAME:GROUP or UID:GID
+    #[arg(long)]
+    pub(crate) user: Option<String>,
+    /// Print the template as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Print the report as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Probe again instead of trusting what was found before
+    #[arg(long)]
+    pub(crate) reprobe: bool,
+}
+
+#[cfg(test)]
+#[path = "cli/tests.rs"]
+mod tests;

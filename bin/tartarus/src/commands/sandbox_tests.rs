@@ -1,0 +1,59 @@
+//! What `ps` and `inspect` show.
+
+use tartarus_api::v1::Phase;
+use tartarus_types::{SandboxId, State};
+
+use super::*;
+
+fn sandbox() -> Sandbox {
+    Sandbox {
+        id: SandboxId::random(),
+        name: None,
+        state: State::Queued,
+        template: "python".to_owned(),
+        image: "sha256:1".to_owned(),
+        kernel: "sha256:2".to_owned(),
+        command: vec!["python3".to_owned(), "-c".to_owned(), "\x1b[2J".to_owned() + &"x".repeat(500)],
+        labels: [("team".to_owned(), "a".to_owned())].into(),
+        cpus: 1,
+        memory_mib: 512,
+        disk_mib: 1024,
+        timeout_ms: Some(90_000),
+        created_at: Timestamp(0),
+        started_at: None,
+        ended_at: None,
+        attempts: 0,
+        node: None,
+        outcome: None,
+        exit_status: None,
+        queue_position: Some(3),
+    }
+}
+
+#[test]
+fn a_row_is_short_and_the_id_whole() {
+    let sandbox = sandbox();
+    let row = row(&sandbox, Timestamp(90_000_000));
+    assert_eq!(row[..5], [sandbox.id.as_str(), "-", "queued (3)", "python", "1m"]);
+    assert!(row[5].chars().count() == 61 && row[5].ends_with('…'), "{}", row[5]);
+    assert!(!table(&["A", "B", "C", "D", "E", "F"], &[row]).contains('\x1b'));
+}
+
+#[test]
+fn a_description_has_what_is_known_and_no_more() {
+    let phases = vec![Phase { name: "accepted".to_owned(), at: Timestamp(0), took_ms: 1.26 }];
+    let detail = SandboxDetail {
+        sandbox: sandbox(),
+        phases,
+        hypervisor_pid: Some(42),
+        driver: None,
+        guest_kernel: None,
+        failures: vec!["no\nroom".to_owned()],
+    };
+    let text = describe(&detail);
+    for line in ["timeout         1m 30s", "hypervisor pid  42", "labels          team=a", "accepted  1.3", "no\\nroom"]
+    {
+        assert!(text.contains(line), "{line:?} in\n{text}");
+    }
+    assert!(!text.contains("guest kernel") && !text.contains("ended"), "{text}");
+}

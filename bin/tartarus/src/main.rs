@@ -1,0 +1,47 @@
+//! `tartarus`: the one binary. Reads the command line and turns what comes of it into an exit code and, where it
+//! failed, one line that says what to do. Everything else is behind [`commands`] and [`serve`].
+
+mod cli;
+mod commands;
+mod failure;
+mod pointer;
+mod serve;
+mod server;
+mod terminal;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+use failure::Failed;
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let cli = match Cli::try_parse_from(&args) {
+        Ok(cli) => cli,
+        Err(error) => return failure::usage(&args, &error),
+    };
+    let for_own_failure = cli.command.own_failure();
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(failed) => failed.report(for_own_failure),
+    }
+}
+
+/// The supervisor stands beside a VM for as long as that lives, so it starts no runtime; the server makes its own.
+fn dispatch(cli: Cli) -> Result<ExitCode, Failed> {
+    match cli.command {
+        Command::Up(args) => Ok(serve::up(args)?),
+        Command::Supervise(args) => Ok(serve::supervise(args)?),
+        command => {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(anyhow::Error::from)?;
+            let result = runtime.block_on(commands::run(command, cli.quiet));
+            // Standard input is read by a thread that may sit in read(2) until the terminal closes.
+            runtime.shutdown_background();
+            result
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! The server roles of the binary: `up`, which is control plane and node in one process, and the supervisor.
+
+use std::fs::File;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail};
+use cerberus::ApiKey;
+use hades::sqlite::Sqlite;
+use hades::store::{Catalogue, QueueRules};
+use hecatoncheir::{Agent, HostStore, LocalNode, LogLimits, Parts, Program, Stop, Wanted};
+use olympus::Olympus;
+use tartarus_api::node::NodeInfo;
+use tartarus_types::{Limits, NodeId, Timestamp};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::{DriverChoice, SuperviseArgs, UpArgs};
+use crate::pointer::{self, Pointer};
+
+/// The guest agent, static; `build.rs` made it.
+static AGENT: &[u8] = include_bytes!(env!("TARTARUS_GUEST_AGENT_FILE"));
+
+/// Memory of a hypervisor beside its guest's, MiB: QEMU under TCG with a translation buffer of 64 MiB.
+const OVERHEAD_MIB: u64 = 96;
+
+/// Control plane and node in one process.
+pub(crate) fn up(args: UpArgs) -> anyhow::Result<ExitCode> {
+    hermes::init(args.log_json);
+    if !args.listen.ip().is_loopback() && !args.insecure {
+        bail!(
+            "--listen {} is beyond loopback, and this version does not speak TLS: whoever reads the traffic has the \
+             key. Put a TLS proxy in front of a loopback address, or accept it with --insecure",
+            args.listen
+        );
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(serve(args));
+    // Nothing is left to wait for; a blocking read of a slow disk must not hold up the end.
+    runtime.shutdown_background();
+    result
+}
+
+/// The process beside a VM.
+pub(crate) fn supervise(args: SuperviseArgs) -> anyhow::Result<ExitCode> {
+    let [dir] = args.args.as_slice() else { bail!("supervise takes the folder of one machine") };
+    Ok(ExitCode::from(u8::try_from(hecatoncheir::supervise(Path::new(dir))).unwrap_or(1)))
+}
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}
+
+async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
+    let data = data_dir(args.data.clone())?;
+    let _lock = lock(&data)?;
+    let stop = stop_signal()?;
+    let database = data.join("tartarus.db");
+    let store = tokio::task::spawn_blocking(move || Sqlite::open(&database, QueueRules::default())).await??;
+    let store = Arc::new(store);
+    let key_file = admin_key(&data, store.as_ref()).await?;
+
+    let wanted = match args.driver {
+        DriverChoice::Auto => Wanted::Auto,
+        DriverChoice::QemuKvm => Wanted::QemuKvm,
+        DriverChoice::QemuTcg => Wanted::QemuTcg,
+    };
+    let supervisor = Program(vec!["/proc/self/exe".into(), "supervise".into()]);
+    let host = HostStore::open(&data, wanted, supervisor, AGENT)?;
+    let control = Arc::new(Olympus::new(store.clone(), Limits::default(), now));
+    let agent = Agent::open(Parts {
+        info: node_info(&data)?,
+        control: control.clone(),
+        workshop: host.clone(),
+        sandboxes: data.join("sandboxes"),
+        logs: data.join("logs"),
+        limits: LogLimits { head: mib(args.log_head), tail: mib(args.log_tail) },
+        clock: now,
+    })?;
+    control.attach_node(Arc::new(LocalNode { agent: agent.clone(), store: host.clone() }))?;
+
+    let listener = bind(args.listen).await?;
+    let address = listener.local_addr()?;
+    let (node_stop, http_stop) = (CancellationToken::new(), CancellationToken::new());
+    let stop_mode = if args.leave_running { Stop::LeaveRunning } else { Stop::EndSandboxes };
+    let reconciler = tokio::spawn(control.clone().run(http_stop.clone()));
+    let node = tokio::spawn(agent.run(node_stop.clone(), stop_mode));
+    let router = olympus::http::router(control.clone());
+    let http = tokio::spawn(olympus::http::serve(listener, router, http_stop.clone()));
+    if let Some(kernel) = store.kernels().await?.first() {
+        // The first sandbox need not wait for the probe.
+        let (host, digest) = (host.clone(), kernel.digest.clone());
+        tokio::spawn(async move { host.prepare(&digest).await });
+    }
+    let pointer = announce(address, &key_file)?;
+
+    stop.await;
+    tracing::info!("stopping");
+    // The node first: its sandboxes' ends are reported to a control plane that still answers.
+    node_stop.cancel();
+    node.await?;
+    http_stop.cancel();
+    http.await?;
+    reconciler.await?;
+    forget_pointer(pointer.as_deref(), &key_file);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn mib(mib: u32) -> u64 {
+    u64::from(mib) << 20
+}
+
+/// SIGTERM or SIGINT. Listens at once, so that a signal during start-up is not lost.
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+    })
+}
+
+fn data_dir(asked: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    let var = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let default =
+        || var("XDG_DATA_HOME").or_else(|| Some(var("HOME")?.join(".local/share"))).map(|d| d.join("tartarus"));
+    let dir = asked.or_else(default).context("no home folder to keep data in: say where with --data")?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)
+        .and_then(|()| dir.canonicalize())
+        .with_context(|| format!("the data folder {}", dir.display()))
+}
+
+/// One server per data folder: a second would take over the first one's sandboxes.
+fn lock(data: &Path) -> anyhow::Result<File> {
+    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(data.join("lock"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(_) => bail!("another tartarus uses {}: stop it, or choose another folder with --data", data.display()),
+    }
+}
+
+/// The file of the first key; made when it is missing or its key is not known.
+async fn admin_key(data: &Path, store: &dyn Catalogue) -> anyhow::Result<PathBuf> {
+    let path = data.join("admin.key");
+    if let Ok(text) = std::fs::read_to_string(&path)
+        && let Ok(key) = ApiKey::parse(text.trim())
+        && store.find_key(key.hash()).await?.is_some()
+    {
+        return Ok(path);
+    }
+    let key = ApiKey::generate();
+    // The file first: a crash in between leaves a key that is not known, which the next start replaces.
+    let mut file =
+        tempfile::Builder::new().permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600)).tempfile_in(data)?;
+    writeln!(file, "{}", key.reveal())?;
+    file.as_file().sync_all()?;
+    file.persist(&path)?;
+    File::open(data)?.sync_all()?;
+    store.put_key("admin", key.hash(), now()).await?;
+    Ok(path)
+}
+
+fn node_info(data: &Path) -> anyhow::Result<NodeInfo> {
+    let path = data.join("node.id");
+    let known = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<NodeId>().ok());
+    let id = match known {
+        Some(id) => id,
+        None => {
+            let id = NodeId::random();
+            std::fs::write(&path, id.as_str()).with_context(|| path.display().to_string())?;
+            id
+        }
+    };
+    let cores = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
+    Ok(NodeInfo {
+        id,
+        memory_mib: memory_mib()? * 9 / 10,
+        overhead_mib: OVERHEAD_MIB,
+        start_slots: cores,
+        // More processors than the host has only slow a guest down.
+        max_cpus: cores,
+    })
+}
+
+fn memory_mib() -> anyhow::Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").context("/proc/meminfo")?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:")).context("/proc/meminfo has no MemTotal")?;
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().context("MemTotal of /proc/meminfo")?;
+    Ok(kib / 1024)
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("listening on {address}: choose another address with --listen, such as 127.0.0.1:0 for a free port")
+    })
+}
+
+/// Tells people, scripts and the CLI of the same user where the server is.
+#[allow(clippy::print_stdout, reason = "the URL is the command's output")]
+fn announce(address: SocketAddr, key_file: &Path) -> anyhow::Result<Option<PathBuf>> {
+    let url = format!("http://{address}");
+    let path = pointer::path(|name| std::env::var_os(name).map(PathBuf::from));
+    if let Some(path) = &path {
+        pointer::write(path, &Pointer { url: url.clone(), key_file: key_file.to_owned() })?;
+    }
+    println!("Tartarus is ready at {url}");
+    println!("The API key is in {}", key_file.display());
+    std::io::stdout().flush()?;
+    Ok(path)
+}
+
+/// Removes the pointer, unless another server has taken its place.
+fn forget_pointer(path: Option<&Path>, key_file: &Path) {
+    if let Some(path) = path
+        && let Ok(Some(pointer)) = pointer::read(path)
+        && pointer.key_file == key_file
+    {
+        let _ = std::fs::remove_file(path);
+    }
+}
