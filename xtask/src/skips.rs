@@ -24,9 +24,10 @@ fn parse(xml: &str) -> Vec<(String, String)> {
             test = rest.split('"').next().unwrap_or(rest);
         }
         // The first line that a test printed follows the element's name on the same line.
-        let printed = line.rsplit_once("<system-out>").map_or(line, |(_, printed)| printed);
+        let opened = ["<system-out>", "<system-err>"].iter().find_map(|tag| line.split_once(tag));
+        let printed = opened.map_or(line, |(_, printed)| printed);
         if let Some(why) = printed.strip_prefix("skipped: ") {
-            found.push((unescape(test), unescape(why.trim_end_matches("</system-out>"))));
+            found.push((unescape(test), unescape(why.split('<').next().unwrap_or(why))));
         }
     }
     found
@@ -52,8 +53,8 @@ nothing was skipped: all is there
 test b::first ... ok</system-out>
     </testcase>
     <testcase name="c::later">
-        <system-out>running 1 test
-skipped: a &amp; b</system-out>
+        <system-err>running 1 test
+skipped: a &amp; b</system-err>
     </testcase>"#;
         let expected = [("b::first", "no \"KVM\""), ("c::later", "a & b")];
         assert_eq!(parse(xml), expected.map(|(test, why)| (test.to_owned(), why.to_owned())));

@@ -25,7 +25,7 @@ use feed::Broken;
 const LIMITS: Limits = Limits { entries: 1_000_000, bytes: 64 << 30 };
 
 /// `sqfstar` needs 0.7 KB for each entry beside its caches. The image is no larger than the tar, by a hair.
-const BOUNDS: Bounds = Bounds { memory: 4 << 30, file: 64 << 30, cpu: 4 * 3600 };
+const BOUNDS: Bounds = Bounds { memory: 4 << 30, file: 64 << 30, cpu: 3600 };
 
 /// An image that was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,7 +78,12 @@ async fn squash(mut tar: Tar<impl AsyncRead + Unpin>, staging: &Staging) -> Resu
     let end = child.wait().await.map_err(ErebusError::io("wait for sqfstar"))?;
     match fed {
         Err(Broken::Tar(error)) => Err(error),
-        Ok(()) if end.success() => Ok(()),
+        Ok(()) if end.success() => {
+            if !said.is_empty() {
+                tracing::warn!(said, "sqfstar had something to say about an image");
+            }
+            Ok(())
+        }
         _ => Err(failure(end, said)),
     }
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, ReadBuf};
 
 use super::*;
+use crate::testing::{Small, noise, packed};
 
 /// Adds an entry to a tar; the user's name is one that this machine has, with another number.
 fn add(tar: &mut tar::Builder<Vec<u8>>, kind: tar::EntryType, path: &str, owner: (u64, u64), mode: u32, what: &str) {
@@ -152,20 +153,12 @@ async fn the_same_tar_gives_the_same_digest() {
     tokio::time::sleep(Duration::from_millis(1100)).await;
     assert_eq!(import(&blobs, &small_tar()[..]).await.unwrap(), first);
     for program in ["gzip", "xz", "zstd"] {
-        let (_folder, packed) = packed(program, &small_tar());
+        let packed = packed(program, &small_tar());
         assert_eq!(import(&blobs, &packed[..]).await.unwrap(), first, "{program}");
         let error = import(&blobs, &packed[..packed.len() / 2]).await.unwrap_err();
         assert!(matches!(error, ErebusError::BadFile(_)) && error.to_string().contains(program), "{error}");
     }
     assert_eq!(blobs.list().unwrap().len(), 1);
-}
-
-fn packed(program: &str, bytes: &[u8]) -> (tempfile::TempDir, Vec<u8>) {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("tar");
-    std::fs::write(&file, bytes).unwrap();
-    let packed = Command::new(program).arg("-c").arg(&file).output().unwrap().stdout;
-    (folder, packed)
 }
 
 #[tokio::test]
@@ -250,39 +243,20 @@ async fn a_broken_upload_leaves_nothing() {
     assert!(blobs.list().unwrap().is_empty());
 }
 
-/// A small file system of its own, unmounted when dropped.
-struct Small(tempfile::TempDir);
-
-impl Small {
-    fn mount(options: &str) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(folder.path()).output();
-        mounted.is_ok_and(|output| output.status.success()).then_some(Self(folder))
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0.path()).status();
-    }
-}
-
 #[tokio::test]
 async fn a_full_disk_is_told_and_left_as_it_was() {
     let Some(small) = Small::mount("size=1m") else {
         return println!("skipped: only root can mount a small file system");
     };
-    let blobs = BlobStore::open(small.0.path()).unwrap();
-    let noise: Vec<u8> = (0..3_000_000_u64)
-        .map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17) >> 56) as u8 ^ n as u8)
-        .collect();
+    let blobs = BlobStore::open(small.path()).unwrap();
+    let noise = noise(3_000_000);
     let mut tar = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
     header.set_size(noise.len() as u64);
     tar.append_data(&mut header, "noise", &noise[..]).unwrap();
     let error = import(&blobs, &tar.into_inner().unwrap()[..]).await.unwrap_err();
     assert!(matches!(error, ErebusError::DiskFull), "{error}");
-    assert_eq!(staged(small.0.path()), 0);
+    assert_eq!(staged(small.path()), 0);
     assert!(import(&blobs, &small_tar()[..]).await.is_ok(), "there is space again");
 }
 

@@ -7,6 +7,7 @@ use std::process::Command;
 use super::image::fake_bzimage;
 use super::modinfo::fake_module;
 use super::*;
+use crate::testing::{Small, noise, packed};
 
 const RELEASE: &str = "6.1.0-9-test";
 
@@ -67,12 +68,6 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-fn packed(program: &str, bytes: &[u8]) -> Vec<u8> {
-    let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("x"), bytes).unwrap();
-    Command::new(program).arg("-c").arg(folder.path().join("x")).output().unwrap().stdout
-}
-
 #[tokio::test]
 async fn a_package_becomes_a_kernel() {
     let (root, store) = store();
@@ -129,7 +124,7 @@ async fn soft_dependencies_come_along() {
     let mut files = package();
     files.insert(format!("lib/modules/{RELEASE}/modules.builtin"), b"kernel/fs/overlayfs/overlay.ko\n".to_vec());
     files.insert(format!("lib/modules/{RELEASE}/kernel/fs/ext4.ko"), {
-        fake_module(&format!("depends=\0softdep=pre: crc32c unknown\0vermagic={RELEASE} \0"))
+        fake_module(&format!("depends=\0softdep=pre: crypto-crc32c unknown\0vermagic={RELEASE} \0"))
     });
     files.insert(format!("lib/modules/{RELEASE}/kernel/crypto/crc32c_generic.ko"), module(""));
     let made = store.import(&tar_of(&files)[..]).await.unwrap();
@@ -201,6 +196,24 @@ async fn an_initramfs_holds_what_a_guest_starts_with() {
         assert_eq!(store.get(bad), None);
         assert!(!store.remove(bad).unwrap());
     }
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_and_left_as_it_was() {
+    let Some(small) = Small::mount("size=2m") else {
+        return println!("skipped: only root can mount a small file system");
+    };
+    let store = KernelStore::open(small.path()).unwrap();
+    let mut files = package();
+    files.insert("modules/large.ko".into(), noise(3 << 20));
+    let error = store.import(&tar_of(&files)[..]).await.unwrap_err();
+    assert!(matches!(error, ErebusError::DiskFull), "{error}");
+    assert!(names(&small.path().join("staging")).is_empty());
+    let made = store.import(&tar_of(&package())[..]).await.unwrap();
+    let error = store.initramfs(&made.digest, &noise(3 << 20)).unwrap_err();
+    assert!(matches!(error, ErebusError::DiskFull), "{error}");
+    assert!(names(&small.path().join("staging")).is_empty());
+    assert!(store.initramfs(&made.digest, b"a small agent").is_ok(), "there is space again");
 }
 
 /// Unpacks it with `cpio`, as root also the device.

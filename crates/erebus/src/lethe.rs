@@ -5,11 +5,12 @@
 //! space until the guest writes there. Who made a layer removes it.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
+use rustix::fs::{SeekFrom, ioctl_ficlone, seek};
 use rustix::io::Errno;
 
 use crate::ErebusError;
@@ -25,6 +26,9 @@ const ID: &str = "7a727461-7475-4300-8000-6c6179657201";
 const OPTIONS: &str = "-q -F -t ext4 -b 4096 -I 256 -i 16384 -m 0 -L tartarus \
                        -O none,extent,flex_bg,filetype,dir_index,dir_nlink,sparse_super,large_file,huge_file,64bit,\
                        ext_attr,extra_isize,uninit_bg,resize_inode";
+
+/// Bytes copied at once.
+const CHUNK: usize = 256 * 1024;
 
 /// The folder of empty layers. One process at a time uses it.
 #[derive(Debug, Clone)]
@@ -120,7 +124,7 @@ fn clone(source: &File, target: &File) -> io::Result<Made> {
 fn copy_data(source: &File, target: &File) -> io::Result<u64> {
     let length = source.metadata()?.len();
     target.set_len(length)?;
-    let (mut end, mut copied) = (0, 0);
+    let (mut end, mut copied, mut chunk) = (0, 0, vec![0; CHUNK]);
     while end < length {
         let start = match seek(source, SeekFrom::Data(end)) {
             Ok(start) => start,
@@ -129,13 +133,12 @@ fn copy_data(source: &File, target: &File) -> io::Result<u64> {
             Err(error) => return Err(error.into()),
         };
         end = seek(source, SeekFrom::Hole(start))?;
-        let (mut from, mut to) = (start, start);
-        while from < end {
-            let most = (end - from) as usize;
-            let n = copy_file_range(source, Some(&mut from), target, Some(&mut to), most)?;
-            if n == 0 {
-                return Err(ErrorKind::UnexpectedEof.into());
-            }
+        let mut at = start;
+        while at < end {
+            let most = chunk.len().min((end - at) as usize);
+            source.read_exact_at(&mut chunk[..most], at)?;
+            target.write_all_at(&chunk[..most], at)?;
+            at += most as u64;
         }
         copied += end - start;
     }

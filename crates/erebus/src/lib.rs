@@ -11,6 +11,8 @@ pub mod images;
 pub mod kernels;
 pub mod lethe;
 mod tarball;
+#[cfg(test)]
+mod testing;
 mod tool;
 mod unpack;
 

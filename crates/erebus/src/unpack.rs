@@ -160,20 +160,8 @@ impl<R: AsyncRead + Unpin> AsyncRead for Input<R> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-    use std::process::{Command, Stdio};
-
     use super::*;
-
-    fn packed(program: &str, bytes: &[u8]) -> Vec<u8> {
-        let mut child = Command::new(program).arg("-c").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut stdin = child.stdin.take().unwrap();
-        let bytes = bytes.to_vec();
-        let writer = std::thread::spawn(move || stdin.write_all(&bytes));
-        let out = child.wait_with_output().unwrap().stdout;
-        writer.join().unwrap().unwrap();
-        out
-    }
+    use crate::testing::{noise, packed};
 
     async fn read(bytes: &[u8]) -> Result<Vec<u8>, String> {
         let mut input = Input::open(bytes).await.map_err(|e| e.to_string())?;
@@ -182,10 +170,6 @@ mod tests {
         // Reading on at the end says the end again.
         assert_eq!(input.read(&mut [0; 10]).await.unwrap(), 0);
         Ok(out)
-    }
-
-    fn noise(len: usize) -> Vec<u8> {
-        (0..len as u64).map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
     }
 
     #[tokio::test]

@@ -76,7 +76,7 @@ async fn fill(store: &Arc<Sqlite>) -> Vec<SandboxId> {
         let store = Arc::clone(store);
         callers.spawn(async move {
             let mut accepted = Vec::new();
-            loop {
+            for _ in 0..1_000 {
                 let new = sandbox();
                 let id = new.id.clone();
                 match store.accept(new, NOW).await {
@@ -85,6 +85,7 @@ async fn fill(store: &Arc<Sqlite>) -> Vec<SandboxId> {
                     Err(other) => panic!("{other:?}"),
                 }
             }
+            panic!("more was accepted than the disk can hold");
         });
     }
     callers.join_all().await.concat()

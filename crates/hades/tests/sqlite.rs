@@ -95,7 +95,7 @@ fn concurrent_callers_are_committed_together() {
         let all = store.list(ListFilter { ended: true, limit: 1_000 }).await.unwrap();
         assert_eq!(all.len(), 100);
         for _ in 0..100 {
-            news.recv().await.unwrap();
+            conformance::heard(&mut news).await;
         }
         assert!(news.try_recv().is_err());
     });

@@ -4,6 +4,7 @@ mod pump;
 mod signals;
 mod spinner;
 
+use std::cell::Cell;
 use std::future::pending;
 use std::time::Duration;
 
@@ -39,9 +40,14 @@ pub(super) async fn attend<T>(
     signals: &mut Signals,
     work: impl Future<Output = T>,
 ) -> Session<T> {
+    // Set once we are to leave: the end that we asked for must not be taken for the command's own.
+    let leaving = Cell::new(None);
     tokio::select! {
-        result = work => Session::Done(result),
-        code = heed(client, process, spinner, signals) => Session::Left(code),
+        result = work => match leaving.get() {
+            None => Session::Done(result),
+            Some(code) => Session::Left(code),
+        },
+        code = heed(client, process, spinner, signals, &leaving) => Session::Left(code),
         () = feed(client, process, interactive) => Session::Left(125),
         () = watch(client, process, spinner) => Session::Left(125),
     }
@@ -79,17 +85,24 @@ async fn watch(client: &Client, process: &Process, spinner: &Spinner) {
 }
 
 /// Returns when a signal makes us leave, with the exit code.
-async fn heed(client: &Client, process: &Process, spinner: &Spinner, signals: &mut Signals) -> u8 {
+async fn heed(
+    client: &Client,
+    process: &Process,
+    spinner: &Spinner,
+    signals: &mut Signals,
+    leaving: &Cell<Option<u8>>,
+) -> u8 {
     let mut signal = signals.next().await;
     if signal == Signal::Interrupt {
         tokio::select! {
-            left = interrupt(client, process) => match left {
+            left = interrupt(client, process, leaving) => match left {
                 Some(code) => return code,
                 None => signal = signals.next().await,
             },
             second = signals.next() => signal = second,
         }
     }
+    leaving.set(Some(signal.exit_code()));
     spinner.clear();
     let (name, grace) = match signal {
         Signal::Interrupt => ("KILL", Some(Duration::ZERO)),
@@ -103,13 +116,14 @@ async fn heed(client: &Client, process: &Process, spinner: &Spinner, signals: &m
 }
 
 /// Sends SIGINT to the command. One that has not started is ended instead: then there is an exit code.
-async fn interrupt(client: &Client, process: &Process) -> Option<u8> {
+async fn interrupt(client: &Client, process: &Process, leaving: &Cell<Option<u8>>) -> Option<u8> {
     if process.exec.is_none()
         && let Ok(detail) = client.inspect(&process.sandbox).await
         && matches!(detail.sandbox.state, State::Queued | State::Scheduled | State::Preparing)
     {
+        leaving.set(Some(Signal::Interrupt.exit_code()));
         end(client, process, "KILL", Some(Duration::ZERO)).await;
-        return Some(Signal::Interrupt.exit_code());
+        return leaving.get();
     }
     match client.signal(process, "INT").await {
         // What has ended meanwhile needs no signal: its end is about to be told.

@@ -305,10 +305,14 @@ async fn signalled(State(script): State<Shared>, Json(body): Json<Value>) -> Res
 }
 
 async fn killed(State(script): State<Shared>, Json(body): Json<Value>) -> Response {
-    let mut script = lock(&script);
-    script.kills.push(body);
-    script.outcome = Some(Outcome::because(Reason::Killed, ""));
-    (StatusCode::ACCEPTED, Json(sandbox(&script))).into_response()
+    {
+        let mut script = lock(&script);
+        script.kills.push(body);
+        script.outcome = Some(Outcome::because(Reason::Killed, ""));
+    }
+    // The end itself is heard of before this answer.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    (StatusCode::ACCEPTED, Json(sandbox(&lock(&script)))).into_response()
 }
 
 fn exec_of(script: &Script) -> Value {
@@ -319,6 +323,9 @@ fn exec_of(script: &Script) -> Value {
 
 async fn exec(State(script): State<Shared>, Json(body): Json<Value>) -> Response {
     let mut script = lock(&script);
+    if script.state != Life::Running {
+        return problem(Refusal::new(ErrorCode::WrongState, "it does not run"));
+    }
     script.execs.push(body);
     (StatusCode::ACCEPTED, Json(exec_of(&script))).into_response()
 }

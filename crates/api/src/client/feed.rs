@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use reqwest::Method;
-use tartarus_types::{ErrorCode, State};
+use tartarus_types::ErrorCode;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::repeat::Repeat;
-use super::sandboxes::Process;
+use super::sandboxes::{Process, may_run};
 use super::{Client, ClientError};
 use crate::v1::StdinTaken;
 
@@ -97,7 +97,6 @@ impl Client {
         if process.exec.is_some() {
             return Ok(false);
         }
-        let state = self.inspect(&process.sandbox).await?.sandbox.state;
-        Ok(!state.is_terminal() && state != State::Terminating)
+        Ok(may_run(self.inspect(&process.sandbox).await?.sandbox.state))
     }
 }

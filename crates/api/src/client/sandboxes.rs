@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use reqwest::{Method, Url};
 use serde_json::json;
-use tartarus_types::{ErrorCode, ExecId, Refusal, id};
+use tartarus_types::{ErrorCode, ExecId, Refusal, State, id};
 
 use super::repeat::Repeat;
 use super::{ANSWER, Client, ClientError};
@@ -14,6 +14,14 @@ use crate::v1::{CreateExec, CreateSandbox, Exec, Sandbox, SandboxDetail};
 const WAIT_MS: u64 = 30_000;
 /// How often a removal is asked for again while the sandbox is being ended; each waits up to 20 s.
 const REMOVALS: u32 = 6;
+
+/// Between looks at a sandbox that is being started.
+const STARTING: Duration = Duration::from_millis(200);
+
+/// It runs, or may yet.
+pub(super) fn may_run(state: State) -> bool {
+    !state.is_terminal() && state != State::Terminating
+}
 
 /// Which sandboxes to list.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -64,13 +72,25 @@ impl Client {
         self.post_keyed(&url, wanted, key).await
     }
 
-    /// Starts a command in a running sandbox.
+    /// Starts a command in a sandbox. One that is being started is waited for: it ends, at the latest, when its start
+    /// timeout passes.
     ///
     /// # Errors
-    /// [`ClientError`]; `wrong_state` unless the sandbox runs.
+    /// [`ClientError`]; `wrong_state` when the sandbox has ended.
     pub async fn exec(&self, sandbox: &str, wanted: &CreateExec, key: Option<&str>) -> Result<Exec, ClientError> {
         let url = self.path(&["sandboxes", sandbox, "execs"])?;
-        self.post_keyed(&url, wanted, key).await
+        loop {
+            match self.post_keyed(&url, wanted, key).await {
+                Err(error) if error.code() == Some(ErrorCode::WrongState) => {
+                    // Running here means that it came to run between the two questions.
+                    if !may_run(self.inspect(sandbox).await?.sandbox.state) {
+                        return Err(error);
+                    }
+                }
+                result => return result,
+            }
+            tokio::time::sleep(STARTING).await;
+        }
     }
 
     async fn post_keyed<T: serde::de::DeserializeOwned>(

@@ -62,15 +62,20 @@ pub(super) async fn resolve(tar: &mut Collected) -> Result<Vec<Module>, ErebusEr
         for dependency in &info.depends {
             want(tar, dependency, &name, &mut after)?;
         }
-        // A soft dependency may name what a module provides, such as crc32c; the plain provider is then the generic one.
-        let generic = info.before.iter().flat_map(|soft| [soft.clone(), format!("{soft}_generic")]);
-        after.extend(generic.filter(|soft| tar.has(soft)));
+        let soft = info.before.iter().flat_map(|name| [name.clone(), generic(name)]);
+        after.extend(soft.filter(|name| tar.has(name)));
         wanted.extend(after.iter().cloned());
         found.insert(name.clone(), Module { name, content, after });
     }
     let order = order(&first, |name| found.get(name).map(|module| module.after.clone()).unwrap_or_default())
         .ok_or_else(|| ErebusError::bad("modules in the tar depend on each other in a circle"))?;
     Ok(order.iter().filter_map(|name| found.remove(name)).collect())
+}
+
+/// A soft dependency may name what modules provide, such as `crypto-crc32c`; this one provides it on any processor.
+/// Nothing in the guest would load it when it is asked for: ext4 as a module could not mount without it.
+fn generic(name: &str) -> String {
+    format!("{}_generic", name.strip_prefix("crypto_").unwrap_or(name))
 }
 
 /// Adds what is in the tar; what is built in needs nothing.

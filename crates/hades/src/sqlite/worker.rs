@@ -254,3 +254,7 @@ fn run_group(
     }
     exec("COMMIT").map(drop)
 }
+
+#[cfg(test)]
+#[path = "worker_tests.rs"]
+mod tests;

@@ -141,6 +141,11 @@ pub(crate) async fn lease(store: &impl Store, node: &NodeId, now: Timestamp) -> 
     store.lease(node, oldest, now).await.unwrap().expect("something is queued")
 }
 
+/// The next piece of news, which must come soon.
+pub(crate) async fn heard(news: &mut tokio::sync::broadcast::Receiver<SandboxId>) -> SandboxId {
+    tokio::time::timeout(std::time::Duration::from_secs(10), news.recv()).await.expect("news within 10 s").unwrap()
+}
+
 /// Asserts that an expression is an error of this pattern.
 macro_rules! refused {
     ($result:expr, $pattern:pat $(if $guard:expr)?) => {

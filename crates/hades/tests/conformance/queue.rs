@@ -112,7 +112,7 @@ pub(crate) async fn retries_in_the_old_place(s: &impl Store) {
     s.lease(&node, one_offered, at(1_009)).await.unwrap();
     let mut news = s.subscribe();
     assert!(s.expire(at(1_010)).await.unwrap().is_empty(), "becoming visible is no change of a record");
-    assert_eq!(news.recv().await.unwrap(), old, "but news to those who wait for work");
+    assert_eq!(heard(&mut news).await, old, "but news to those who wait for work");
     assert_eq!(s.queue_position(&old).await.unwrap(), Some(1));
     assert_eq!(s.queue_position(&young).await.unwrap(), Some(2));
     let second = lease(s, &node, at(1_010)).await;

@@ -294,18 +294,18 @@ pub(crate) async fn publishes_news(s: &impl Store) {
     let node = join(s).await;
     let mut news = s.subscribe();
     let id = accept(s, new(), T0).await.id;
-    assert_eq!(news.recv().await.unwrap(), id);
+    assert_eq!(heard(&mut news).await, id);
     let token = lease(s, &node, T0).await.token;
-    assert_eq!(news.recv().await.unwrap(), id);
+    assert_eq!(heard(&mut news).await, id);
     assert_eq!(s.get(&id).await.unwrap().unwrap().state, State::Scheduled, "news come after the change");
     s.progress(&id, &token, "{}".into()).await.unwrap();
-    assert_eq!(news.recv().await.unwrap(), id);
+    assert_eq!(heard(&mut news).await, id);
     s.kill(&id, TERM, true, T0).await.unwrap();
-    assert_eq!(news.recv().await.unwrap(), id);
+    assert_eq!(heard(&mut news).await, id);
     s.kill(&id, KillAsked { signal: 9, grace_ms: 0 }, true, T0).await.unwrap();
-    assert_eq!(news.recv().await.unwrap(), id);
+    assert_eq!(heard(&mut news).await, id);
     s.apply(&id, &token, Event::End(exited(0)), None, T0).await.unwrap();
-    assert_eq!(news.recv().await.unwrap(), id);
+    assert_eq!(heard(&mut news).await, id);
     // What changes nothing is no news.
     s.apply(&id, &token, Event::End(exited(0)), None, T0).await.unwrap_err();
     s.lease(&node, oldest, T0).await.unwrap();

@@ -7,17 +7,16 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
-use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::{Errno, read, write};
 use rustix::process::{WaitOptions, wait};
-use rustix::time::{ClockId, clock_gettime};
 use tartarus_guest::frame::MAX_PAYLOAD;
-use tartarus_guest::{End, Header, Hello, HelloAck, Kind, MAX_PROCESSES, Start, Stream, VERSION, message};
+use tartarus_guest::{Header, Hello, Kind, Stream};
 
 use crate::events::{Events, Role, Source};
+use crate::memory::{oom_kills, relieve};
 use crate::process::Process;
-use crate::session::{Request, Session};
-use crate::spawn::{Held, spawn};
+use crate::session::Session;
+use crate::spawn::Held;
 
 /// Output is queued for the port up to here, bytes: little, so that an end or a new session does not wait behind much.
 const QUEUE: usize = 128 * 1024;
@@ -34,6 +33,8 @@ const REAPS: usize = 256;
 pub(crate) struct Ground {
     /// For every start.
     pub(crate) held: Held,
+    /// Reports that memory is short, where the kernel can.
+    pub(crate) pressure: Option<OwnedFd>,
     /// Takes over the identity that a hello gives.
     pub(crate) become_it: BecomeIt,
 }
@@ -46,10 +47,10 @@ pub(crate) struct Agent {
     port: OwnedFd,
     readable: bool,
     writable: bool,
-    events: Events,
-    session: Session,
-    ground: Result<Ground, String>,
-    processes: BTreeMap<u32, Process>,
+    pub(crate) events: Events,
+    pub(crate) session: Session,
+    pub(crate) ground: Result<Ground, String>,
+    pub(crate) processes: BTreeMap<u32, Process>,
     /// Pipes of ended processes that their children may still write to, and whether there is something to read.
     drains: BTreeMap<RawFd, (OwnedFd, bool)>,
     children_ended: bool,
@@ -61,8 +62,12 @@ pub(crate) struct Agent {
 impl Agent {
     /// Serves `port`, which must not block. When `ground` is an error, every host is told so.
     pub(crate) fn new(port: OwnedFd, ground: Result<Ground, String>) -> Result<Self, Errno> {
+        let events = Events::new(port.as_fd())?;
+        if let Ok(Ground { pressure: Some(pressure), .. }) = &ground {
+            events.watch_pressure(pressure.as_fd())?;
+        }
         Ok(Self {
-            events: Events::new(port.as_fd())?,
+            events,
             port,
             readable: true,
             writable: true,
@@ -96,6 +101,7 @@ impl Agent {
         match source {
             Source::Port => (self.readable, self.writable) = (true, true),
             Source::Children => self.children_ended = true,
+            Source::Pressure => relieve(),
             Source::Pipe(process, role) => match (self.processes.get_mut(&process), role) {
                 (Some(process), Role::Stdin) => process.input.wake(),
                 (Some(process), Role::Output(stream)) => process.output(stream).wake(),
@@ -134,101 +140,9 @@ impl Agent {
         true
     }
 
-    fn detach(&mut self) {
+    /// A new session: nothing is sent until the host attaches.
+    pub(crate) fn detach(&mut self) {
         self.processes.values_mut().for_each(Process::detach);
-    }
-
-    /// Does what the host asks; an error is a rule that it broke.
-    fn handle(&mut self, request: Request) -> Result<(), String> {
-        match request {
-            Request::Began => self.detach(),
-            Request::Hello(hello) => return self.hello(&hello),
-            Request::Start(number, start) => return self.start(number, &start),
-            Request::Stdin(number, offset, bytes) => {
-                let Some(process) = self.processes.get_mut(&number) else {
-                    let offset = offset.saturating_add(bytes.len() as u64);
-                    self.session.send(Header { offset, ..Header::new(Kind::StdinAck, number) }, b"");
-                    return Ok(());
-                };
-                process.input.push(offset, &bytes).map_err(|error| format!("process {number}: {error}"))?;
-            }
-            Request::StdinEof(number, offset) => {
-                if let Some(process) = self.processes.get_mut(&number) {
-                    process.input.end(offset).map_err(|error| format!("process {number}: {error}"))?;
-                }
-            }
-            Request::Ack(number, stream, offset) => {
-                if let Some(process) = self.processes.get_mut(&number) {
-                    let acked = process.output(stream).window.ack(offset);
-                    acked.map_err(|error| format!("process {number}, {}: {error}", stream.as_str()))?;
-                }
-            }
-            Request::Attach(number, stream, offset) => {
-                let process = self.processes.get_mut(&number).ok_or_else(|| format!("no process {number}"))?;
-                let attached = process.attach(stream, offset);
-                attached.map_err(|error| format!("process {number}, {}: {error}", stream.as_str()))?;
-            }
-            Request::Signal(number, signal) => {
-                if let Some(pid) = self.processes.get(&number).and_then(Process::running) {
-                    signal_group(pid, signal);
-                }
-            }
-            Request::Forget(number) => {
-                if self.processes.get(&number).is_some_and(|process| process.running().is_some()) {
-                    return Err(format!("process {number} still runs and cannot be forgotten"));
-                }
-                self.processes.remove(&number);
-            }
-        }
-        Ok(())
-    }
-
-    fn hello(&mut self, hello: &Hello) -> Result<(), String> {
-        let ground = self.ground.as_mut().map_err(|why| why.clone())?;
-        (ground.become_it)(hello)?;
-        let uptime = clock_gettime(ClockId::Boottime);
-        let ack = HelloAck {
-            version: VERSION,
-            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-            uptime_ns: uptime.tv_sec as u64 * 1_000_000_000 + uptime.tv_nsec as u64,
-            processes: self.processes.iter().map(|(number, process)| process.status(*number)).collect(),
-        };
-        self.session.send_message(Kind::HelloAck, 0, &message::encode(&ack));
-        Ok(())
-    }
-
-    fn start(&mut self, number: u32, start: &Start) -> Result<(), String> {
-        let ground = self.ground.as_ref().map_err(|why| why.clone())?;
-        if let Some(known) = self.processes.get(&number) {
-            if known.token() != start.token {
-                return Err(format!("process {number} was started with another token"));
-            }
-        } else if self.processes.len() >= MAX_PROCESSES {
-            let message = format!("the guest already remembers {MAX_PROCESSES} processes; confirm those that ended");
-            self.send_end(number, &End::NotExecutable { message });
-            return Ok(());
-        } else {
-            let ooms = oom_kills(&ground.held.proc);
-            let watch = |fd: std::os::fd::BorrowedFd<'_>, role| self.events.watch(fd, Source::Pipe(number, role));
-            let spawned = spawn(start, &ground.held, watch);
-            self.processes.insert(number, Process::new(start.token.clone(), spawned, ooms));
-        }
-        match self.processes.get(&number).map(Process::started) {
-            Some(Ok(pid)) => {
-                let header = Header { offset: u64::from(pid), ..Header::new(Kind::Started, number) };
-                self.session.send(header, b"");
-            }
-            Some(Err(end)) => {
-                self.send_end(number, &end);
-                self.processes.get_mut(&number).into_iter().for_each(Process::told_end);
-            }
-            None => {}
-        }
-        Ok(())
-    }
-
-    fn send_end(&mut self, number: u32, end: &End) {
-        self.session.send(Header::new(Kind::Ended, number), &message::encode(end));
     }
 
     /// Reaps zombies, also those that were orphaned to PID 1.
@@ -354,22 +268,6 @@ impl Agent {
     }
 }
 
-fn signal_group(pid: u32, signal: i32) {
-    let Ok(pid) = i32::try_from(pid) else { return };
-    if pid > 1 {
-        // SAFETY: plain system call without memory; the group is that of a child not reaped yet, so it is no other's.
-        unsafe { libc::kill(-pid, signal) };
-    }
-}
-
-/// The kernel's count of processes killed for want of memory; 0 where it cannot be read.
-fn oom_kills(proc: &OwnedFd) -> u64 {
-    let mut text = [0; 16 * 1024];
-    let Ok(file) = openat(proc, "vmstat", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) else { return 0 };
-    let mut length = 0;
-    while let Ok(count @ 1..) = read(&file, &mut text[length..]) {
-        length += count;
-    }
-    let lines = String::from_utf8_lossy(&text[..length]);
-    lines.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok()).unwrap_or(0)
-}
+#[cfg(test)]
+#[path = "agent_tests.rs"]
+mod tests;

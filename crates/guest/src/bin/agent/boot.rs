@@ -13,6 +13,7 @@ use crate::console;
 use crate::disks;
 use crate::errors::{BootError, During};
 use crate::identity::{self, Identity};
+use crate::memory;
 use crate::port::open_port;
 use crate::root;
 use crate::spawn::Held;
@@ -68,5 +69,10 @@ fn prepare(uevents: &Uevents) -> Result<Ground, BootError> {
         null: open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .during(|| "open /dev/null".to_owned())?,
     };
-    Ok(Ground { held, become_it: Box::new(move |hello| identity.take(hello).map_err(|error| error.to_string())) })
+    let pressure = memory::pressure().ok();
+    Ok(Ground {
+        held,
+        pressure,
+        become_it: Box::new(move |hello| identity.take(hello).map_err(|error| error.to_string())),
+    })
 }

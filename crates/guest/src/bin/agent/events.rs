@@ -28,6 +28,8 @@ pub(crate) enum Source {
     Port,
     /// A child ended.
     Children,
+    /// Memory is short.
+    Pressure,
     /// A pipe of a process.
     Pipe(u32, Role),
     /// A pipe that is only emptied, by its descriptor.
@@ -42,6 +44,7 @@ impl Source {
             Self::Pipe(process, Role::Stdin) => 2 | u64::from(process) << 3,
             Self::Pipe(process, Role::Output(Stream::Stdout)) => 3 | u64::from(process) << 3,
             Self::Pipe(process, Role::Output(Stream::Stderr)) => 4 | u64::from(process) << 3,
+            Self::Pressure => 6,
             Self::Drain(fd) => 5 | (fd as u64) << 3,
         }
     }
@@ -55,6 +58,7 @@ impl Source {
             3 => Self::Pipe(process, Role::Output(Stream::Stdout)),
             4 => Self::Pipe(process, Role::Output(Stream::Stderr)),
             5 => Self::Drain((number >> 3) as RawFd),
+            6 => Self::Pressure,
             _ => return None,
         })
     }
@@ -81,6 +85,11 @@ impl Events {
     /// Watches `fd` in both directions until it is closed.
     pub(crate) fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> Result<(), Errno> {
         epoll::add(&self.epoll, fd, EventData::new_u64(source.encode()), flags())
+    }
+
+    /// Watches the trigger `fd` of a pressure file.
+    pub(crate) fn watch_pressure(&self, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+        epoll::add(&self.epoll, fd, EventData::new_u64(Source::Pressure.encode()), EventFlags::PRI | EventFlags::ET)
     }
 
     /// The watched pipe is only emptied from now on.
@@ -138,7 +147,7 @@ mod tests {
     fn sources_are_told_apart() {
         let pipes = [Role::Stdin, Role::Output(Stream::Stdout), Role::Output(Stream::Stderr)];
         let pipes = pipes.into_iter().flat_map(|role| [0, 1, u32::MAX].map(|process| Source::Pipe(process, role)));
-        let others = [Source::Port, Source::Children, Source::Drain(0), Source::Drain(RawFd::MAX)];
+        let others = [Source::Port, Source::Children, Source::Pressure, Source::Drain(0), Source::Drain(RawFd::MAX)];
         for source in pipes.chain(others) {
             assert_eq!(Source::decode(source.encode()), Some(source));
         }

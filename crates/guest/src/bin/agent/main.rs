@@ -1,9 +1,8 @@
 //! `tartarus-guest`, the agent in every microVM: PID 1 of the guest. It prepares the machine, waits for the host on the
 //! guest channel, runs what it is told to and keeps output and exit status until the host has them on disk.
 //!
-//! A static binary without threads, started by the kernel out of the initramfs as `/init`:
-//! `RUSTFLAGS="-C target-feature=+crt-static" cargo build --release -p tartarus-guest --bin tartarus-guest
-//! --target x86_64-unknown-linux-gnu --target-dir target/guest`. The protocol is described in `docs/guest-protocol.md`.
+//! A static binary without threads, started by the kernel out of the initramfs as `/init`. `docs/guest-protocol.md` says
+//! how it is built and what it speaks.
 //!
 //! When it cannot go on it says so on the console and restarts the machine, which ends the VM. It knows nothing of
 //! sandboxes, policies or the network outside.
@@ -15,9 +14,11 @@ mod errors;
 mod events;
 mod identity;
 mod input;
+mod memory;
 mod output;
 mod port;
 mod process;
+mod requests;
 mod root;
 mod session;
 mod spawn;

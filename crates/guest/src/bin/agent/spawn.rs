@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use rustix::fs::{Gid, Mode, OFlags, Uid, fchown, openat};
 use rustix::io::{Errno, ioctl_fionbio, write};
-use rustix::process::{Resource, Rlimit, chdir, setrlimit, setsid};
+use rustix::process::{Resource, Rlimit, chdir, getrlimit, setrlimit, setsid};
 use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
 use tartarus_guest::{End, Start, Stream};
 
@@ -25,8 +25,8 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 const MAX_USERS: u64 = 1024 * 1024;
 /// Most bytes of the message of a start that failed.
 const MAX_MESSAGE: usize = 1024;
-/// Open files: the limit, and how far a command may raise it.
-const NOFILE: Rlimit = Rlimit { current: Some(1024), maximum: Some(524_288) };
+/// Open files of a command; it may raise this to the agent's own limit.
+const NOFILE: u64 = 1024;
 
 /// What every start needs, held open because an earlier command may have unmounted or removed it.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ const STEPS: [&str; 4] =
 const STEP: i32 = 4096;
 
 fn failed_at(step: usize) -> impl Fn(Errno) -> io::Error {
-    move |error| io::Error::from_raw_os_error(error.raw_os_error() + step as i32 * STEP)
+    move |error| io::Error::from_raw_os_error(error.raw_os_error() + (step as i32 + 1) * STEP)
 }
 
 /// Starts a command. `watch` gets our end of each pipe, before the start, so that a failure there starts nothing.
@@ -93,7 +93,8 @@ fn prepare(user: &User, cwd: &str, proc: &OwnedFd) -> io::Result<()> {
     // The agent itself must outlive a guest that is out of memory; its children must not.
     let score = openat(proc, "self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
     score.and_then(|score| write(score, b"0")).map_err(failed_at(0))?;
-    setrlimit(Resource::Nofile, NOFILE).map_err(failed_at(0))?;
+    let files = Rlimit { current: Some(NOFILE), ..getrlimit(Resource::Nofile) };
+    setrlimit(Resource::Nofile, files).map_err(failed_at(0))?;
     let groups: Vec<Gid> = user.groups.iter().map(|group| Gid::from_raw(*group)).collect();
     set_thread_groups(&groups).map_err(failed_at(1))?;
     set_thread_gid(Gid::from_raw(user.gid)).map_err(failed_at(1))?;
@@ -103,7 +104,7 @@ fn prepare(user: &User, cwd: &str, proc: &OwnedFd) -> io::Result<()> {
 
 fn explain(error: &io::Error, program: &str, start: &Start, user: &User) -> End {
     let code = error.raw_os_error().unwrap_or(0);
-    let (step, errno) = if code >= STEP { (code / STEP, code % STEP) } else { (3, code) };
+    let (step, errno) = if code >= STEP { (code / STEP - 1, code % STEP) } else { (3, code) };
     // Without a number it is an argument that the kernel cannot even be asked about, such as one with a NUL.
     let why = if errno == 0 { error.to_string() } else { io::Error::from_raw_os_error(errno).to_string() };
     let what = STEPS.get(step as usize).unwrap_or(&STEPS[0]);
