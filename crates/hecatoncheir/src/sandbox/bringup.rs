@@ -1,5 +1,5 @@
-//! Bring-up as a chain of typed steps: each holds what was made so far, and each can unwind itself. A step that fails
-//! has unwound the ones before it.
+//! Bring-up as a chain of typed steps: each holds what was made so far, and each can end what it made that runs. The
+//! sandbox's folder is the task's, which removes it when the end is on record.
 
 use std::time::Duration;
 
@@ -21,21 +21,18 @@ const SUPERVISOR_SLACK_MS: u64 = 10_000;
 
 /// Files are there; nothing runs.
 pub(super) struct Prepared {
-    pub(super) home: Home,
     machine: Machine,
     driver: std::sync::Arc<dyn Driver>,
 }
 
 /// The machine runs; its guest may not have booted yet.
 pub(super) struct Launched {
-    pub(super) home: Home,
     pub(super) vm: Box<dyn Vm>,
     pub(super) driver: &'static str,
 }
 
 /// The guest agent has answered.
 pub(super) struct Greeted {
-    pub(super) home: Home,
     pub(super) vm: Box<dyn Vm>,
     pub(super) link: GuestLink,
     pub(super) events: mpsc::Receiver<GuestEvent>,
@@ -45,40 +42,17 @@ pub(super) struct Greeted {
 impl Prepared {
     pub(super) async fn new(ctx: &Context, assignment: &Assignment) -> Result<Self, CannotStart> {
         let home = ctx.ledger.home(&assignment.sandbox);
-        match Self::make(ctx, assignment, &home).await {
-            Ok((machine, driver)) => Ok(Self { home, machine, driver }),
-            Err(e) => {
-                remove(&home);
-                Err(e)
-            }
-        }
-    }
-
-    async fn make(
-        ctx: &Context,
-        assignment: &Assignment,
-        home: &Home,
-    ) -> Result<(Machine, std::sync::Arc<dyn Driver>), CannotStart> {
         home.create(assignment).map_err(|e| CannotStart::retry(format!("writing the node's ledger: {e}")))?;
         let driver = ctx.workshop.driver(&assignment.spec.kernel).await?;
         let machine = ctx.workshop.machine(&assignment.spec, home.dir()).await?;
-        Ok((machine, driver))
-    }
-
-    pub(super) fn unwind(self) {
-        remove(&self.home);
+        Ok(Self { machine, driver })
     }
 
     /// Starts the machine. It ends itself when its agent is not heard of by `start_ms`.
     pub(super) async fn launch(self, start_ms: u64) -> Result<Launched, CannotStart> {
         let deadlines = Deadlines { wall_ms: Some(start_ms + SUPERVISOR_SLACK_MS), idle_ms: None, lease_ms: None };
-        match self.driver.boot(&self.machine, deadlines).await {
-            Ok(vm) => Ok(Launched { driver: self.driver.name(), home: self.home, vm }),
-            Err(e) => {
-                self.unwind();
-                Err(CannotStart::retry(e))
-            }
-        }
+        let vm = self.driver.boot(&self.machine, deadlines).await.map_err(CannotStart::retry)?;
+        Ok(Launched { driver: self.driver.name(), vm })
     }
 }
 
@@ -107,7 +81,6 @@ impl Launched {
     pub(super) async fn unwind(self) {
         self.vm.kill().await;
         self.vm.wait().await;
-        remove(&self.home);
     }
 }
 
@@ -122,7 +95,6 @@ impl Greeted {
         drop(self.link);
         self.vm.kill().await;
         self.vm.wait().await;
-        remove(&self.home);
     }
 }
 
@@ -133,10 +105,4 @@ pub(super) async fn put_down(ctx: &Context, home: &Home) -> Result<(), RuntimeEr
         vm.wait().await;
     }
     Ok(())
-}
-
-fn remove(home: &Home) {
-    if let Err(e) = home.remove() {
-        tracing::warn!(dir = %home.dir().display(), error = %e, "a sandbox's folder could not be removed; the next start of the node tries again");
-    }
 }

@@ -112,7 +112,6 @@ impl Task {
         };
         self.reached("disk_ready");
         if let Some(end) = self.asked_to_stop() {
-            prepared.unwind();
             return end;
         }
         let launched = match prepared.launch(self.start_ms_left()).await {
@@ -147,8 +146,7 @@ impl Task {
         };
         match greeting {
             Ok((link, events, ack)) => {
-                let Launched { home, vm, .. } = launched;
-                self.begin(Greeted { home, vm, link, events, ack }).await
+                self.begin(Greeted { vm: launched.vm, link, events, ack }).await
             }
             Err(e) => {
                 launched.unwind().await;
@@ -199,7 +197,7 @@ impl Task {
                 let driver = self.live.borrow().progress.driver.clone();
                 let driver = if driver.as_deref() == Some("qemu-kvm") { "qemu-kvm" } else { "qemu-tcg" };
                 let left = Duration::from_millis(self.start_ms_left());
-                let launched = Launched { home: self.home.clone(), vm, driver };
+                let launched = Launched { vm, driver };
                 self.boot(launched, left.max(REGREET)).await
             }
             Ok(Adopted::Ended(exit)) if self.home.begun() => {
