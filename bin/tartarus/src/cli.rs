@@ -77,6 +77,8 @@ pub(crate) enum Command {
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
     },
+    /// Print the HTTP API's description (OpenAPI)
+    Openapi,
     /// Stand beside a VM; started by the server
     #[command(hide = true)]
     Supervise(SuperviseArgs),

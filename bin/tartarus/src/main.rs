@@ -34,6 +34,10 @@ fn main() -> ExitCode {
 fn dispatch(cli: Cli) -> Result<ExitCode, Failed> {
     match cli.command {
         Command::Up(args) => Ok(serve::up(args)?),
+        Command::Openapi => {
+            serve::openapi();
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Supervise(args) => Ok(serve::supervise(args)?),
         command => {
             let runtime =

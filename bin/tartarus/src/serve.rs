@@ -10,9 +10,6 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use cerberus::ApiKey;
-use hades::sqlite::Sqlite;
-use hades::store::{Catalogue, QueueRules};
 use hecatoncheir::{Agent, HostStore, LocalNode, LogLimits, Parts, Program, Stop, Wanted};
 use olympus::Olympus;
 use tartarus_api::node::NodeInfo;
@@ -53,6 +50,12 @@ pub(crate) fn supervise(args: SuperviseArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(u8::try_from(hecatoncheir::supervise(Path::new(dir))).unwrap_or(1)))
 }
 
+/// Prints the API's description.
+#[allow(clippy::print_stdout, reason = "it is the command's output")]
+pub(crate) fn openapi() {
+    print!("{}", olympus::openapi_json());
+}
+
 fn now() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
@@ -63,9 +66,10 @@ async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
     let _lock = lock(&data)?;
     let stop = stop_signal()?;
     let database = data.join("tartarus.db");
-    let store = tokio::task::spawn_blocking(move || Sqlite::open(&database, QueueRules::default())).await??;
-    let store = Arc::new(store);
-    let key_file = admin_key(&data, store.as_ref()).await?;
+    let open = move || Olympus::open(&database, Limits::default(), now);
+    let control = Arc::new(tokio::task::spawn_blocking(open).await??);
+    let key_file = data.join("admin.key");
+    control.admin_key(&key_file).await?;
 
     let wanted = match args.driver {
         DriverChoice::Auto => Wanted::Auto,
@@ -74,7 +78,6 @@ async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
     };
     let supervisor = Program(vec!["/proc/self/exe".into(), "supervise".into()]);
     let host = HostStore::open(&data, wanted, supervisor, AGENT)?;
-    let control = Arc::new(Olympus::new(store.clone(), Limits::default(), now));
     let agent = Agent::open(Parts {
         info: node_info(&data)?,
         control: control.clone(),
@@ -94,10 +97,9 @@ async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
     let node = tokio::spawn(agent.run(node_stop.clone(), stop_mode));
     let router = olympus::http::router(control.clone());
     let http = tokio::spawn(olympus::http::serve(listener, router, http_stop.clone()));
-    if let Some(kernel) = store.kernels().await?.first() {
+    if let Some(kernel) = control.newest_kernel().await? {
         // The first sandbox need not wait for the probe.
-        let (host, digest) = (host.clone(), kernel.digest.clone());
-        tokio::spawn(async move { host.prepare(&digest).await });
+        tokio::spawn(async move { host.prepare(&kernel).await });
     }
     let pointer = announce(address, &key_file)?;
 
@@ -150,27 +152,6 @@ fn lock(data: &Path) -> anyhow::Result<File> {
     }
 }
 
-/// The file of the first key; made when it is missing or its key is not known.
-async fn admin_key(data: &Path, store: &dyn Catalogue) -> anyhow::Result<PathBuf> {
-    let path = data.join("admin.key");
-    if let Ok(text) = std::fs::read_to_string(&path)
-        && let Ok(key) = ApiKey::parse(text.trim())
-        && store.find_key(key.hash()).await?.is_some()
-    {
-        return Ok(path);
-    }
-    let key = ApiKey::generate();
-    // The file first: a crash in between leaves a key that is not known, which the next start replaces.
-    let mut file =
-        tempfile::Builder::new().permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600)).tempfile_in(data)?;
-    writeln!(file, "{}", key.reveal())?;
-    file.as_file().sync_all()?;
-    file.persist(&path)?;
-    File::open(data)?.sync_all()?;
-    store.put_key("admin", key.hash(), now()).await?;
-    Ok(path)
-}
-
 fn node_info(data: &Path) -> anyhow::Result<NodeInfo> {
     let path = data.join("node.id");
     let known = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<NodeId>().ok());
@@ -207,16 +188,16 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 }
 
 /// Tells people, scripts and the CLI of the same user where the server is.
-#[allow(clippy::print_stdout, reason = "the URL is the command's output")]
 fn announce(address: SocketAddr, key_file: &Path) -> anyhow::Result<Option<PathBuf>> {
     let url = format!("http://{address}");
     let path = pointer::path(|name| std::env::var_os(name).map(PathBuf::from));
     if let Some(path) = &path {
         pointer::write(path, &Pointer { url: url.clone(), key_file: key_file.to_owned() })?;
     }
-    println!("Tartarus is ready at {url}");
-    println!("The API key is in {}", key_file.display());
-    std::io::stdout().flush()?;
+    // Whoever started it may have closed the pipe after the first line; the server goes on.
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "Tartarus is ready at {url}\nThe API key is in {}", key_file.display());
+    let _ = out.flush();
     Ok(path)
 }
 

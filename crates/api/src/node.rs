@@ -126,8 +126,9 @@ pub enum Action {
 /// The control plane, as a node sees it.
 #[async_trait]
 pub trait ControlPlane: Send + Sync + 'static {
-    /// Makes the node known, or updates what is known of it.
-    async fn register(&self, node: NodeInfo) -> Result<(), Refusal>;
+    /// Makes the node known, or updates what is known of it. A node that starts says what it holds; every other lease
+    /// on its name is void, since nobody will ever renew it: work that had not begun is queued again at once.
+    async fn register(&self, node: NodeInfo, held: &[(SandboxId, LeaseToken)]) -> Result<(), Refusal>;
 
     /// The next attempt for this node, which it holds until it reports its end or stops renewing. Waits up to `wait`.
     async fn lease(&self, node: &NodeId, wait: Duration) -> Result<Option<Assignment>, Refusal>;

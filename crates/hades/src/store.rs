@@ -146,6 +146,12 @@ pub trait RunStore: Send + Sync + 'static {
     /// `NameTaken`, `IdempotencyMismatch` (keys live 24 h), `DiskFull`.
     async fn accept(&self, new: NewSandbox, now: Timestamp) -> Result<Accepted, StoreError>;
 
+    /// What an idempotency key stands for, as it was answered; `None` when it is not known or has expired.
+    ///
+    /// # Errors
+    /// `IdempotencyMismatch`.
+    async fn replay(&self, key: &Idempotency, now: Timestamp) -> Result<Option<Record>, StoreError>;
+
     /// The sandbox with this id.
     async fn get(&self, id: &SandboxId) -> Result<Option<Record>, StoreError>;
 
@@ -296,6 +302,15 @@ pub trait JobQueue: Send + Sync + 'static {
         now: Timestamp,
     ) -> Result<Vec<(SandboxId, LeaseToken)>, StoreError>;
 
+    /// The node holds nothing but this: every other lease of its is lost, with all effects, as if it had run out.
+    /// Returns the records that changed.
+    async fn reclaim(
+        &self,
+        node: &NodeId,
+        held: &[(SandboxId, LeaseToken)],
+        now: Timestamp,
+    ) -> Result<Vec<Record>, StoreError>;
+
     /// The ends asked for of what the node holds.
     async fn kills(&self, node: &NodeId) -> Result<Vec<(SandboxId, LeaseToken, KillAsked)>, StoreError>;
 
@@ -369,7 +384,8 @@ pub trait Catalogue: Send + Sync + 'static {
     /// Removes one by digest, unique prefix of it, or release; `InUse` while an unfinished sandbox needs it. Returns it.
     async fn remove_kernel(&self, reference: &str) -> Result<KernelRecord, StoreError>;
 
-    /// Adds a template. The same name with the same spec is no error; with another it is `NameTaken`.
+    /// Adds a template. The same name with the same spec is no error; with another it is `NameTaken`. An image that is
+    /// gone by now is `NotFound`.
     async fn put_template(&self, template: TemplateRecord) -> Result<TemplateRecord, StoreError>;
     /// All templates by name.
     async fn templates(&self) -> Result<Vec<TemplateRecord>, StoreError>;

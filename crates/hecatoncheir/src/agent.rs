@@ -127,8 +127,13 @@ impl Agent {
         });
     }
 
+    fn held(&self) -> Vec<(SandboxId, LeaseToken)> {
+        self.handles().values().map(|h| (h.id.clone(), h.token.clone())).collect()
+    }
+
     async fn register(&self, shutdown: &CancellationToken) {
-        while let Err(e) = self.ctx.control.register(self.info.clone()).await {
+        let held = self.held();
+        while let Err(e) = self.ctx.control.register(self.info.clone(), &held).await {
             tracing::warn!(error = %e, "the node could not register; trying again");
             if shutdown.run_until_cancelled(tokio::time::sleep(Duration::from_secs(1))).await.is_none() {
                 return;
@@ -162,9 +167,7 @@ impl Agent {
 
     async fn sync_loop(&self) {
         loop {
-            let held: Vec<(SandboxId, LeaseToken)> =
-                self.handles().values().map(|h| (h.id.clone(), h.token.clone())).collect();
-            match self.ctx.control.sync(&self.info.id, &held).await {
+            match self.ctx.control.sync(&self.info.id, &self.held()).await {
                 Ok(directives) => {
                     for directive in directives {
                         self.obey(directive).await;

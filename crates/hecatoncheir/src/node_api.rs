@@ -120,6 +120,9 @@ impl Node for LocalNode {
     }
 
     async fn forget(&self, sandbox: &SandboxId) -> Result<(), Refusal> {
+        if self.agent.handle(sandbox).is_some() {
+            return Err(Refusal::new(ErrorCode::Busy, format!("{sandbox} is still being put away")));
+        }
         let dir = self.agent.ctx.logs.join(sandbox.as_str());
         match tokio::fs::remove_dir_all(&dir).await {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

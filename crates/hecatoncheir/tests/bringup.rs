@@ -27,7 +27,7 @@ struct Control {
 
 #[async_trait]
 impl ControlPlane for Control {
-    async fn register(&self, _node: NodeInfo) -> Result<(), Refusal> {
+    async fn register(&self, _node: NodeInfo, _held: &[(SandboxId, LeaseToken)]) -> Result<(), Refusal> {
         Ok(())
     }
 

@@ -14,21 +14,25 @@ use crate::Olympus;
 use crate::refusal::refuse;
 use crate::watch::any_news;
 
-/// Asks the scheduler on behalf of the store's transaction.
+/// Asks the scheduler on behalf of the store's transaction. What this node could not run even if it were empty is left
+/// to others, and does not hold up what is behind it.
 fn choose(node: &NodeRecord, candidates: &[Candidate]) -> Option<usize> {
-    let room = moirai::Room {
-        memory_mib_free: node.memory_mib.saturating_sub(node.reserved_mib),
-        start_slots_free: node.start_slots.saturating_sub(node.starting),
+    let room = |reserved_mib, starting| moirai::Room {
+        memory_mib_free: node.memory_mib.saturating_sub(reserved_mib),
+        start_slots_free: node.start_slots.saturating_sub(starting),
         max_cpus: node.max_cpus,
         overhead_mib: node.overhead_mib,
     };
-    let asks: Vec<_> = candidates.iter().map(|c| moirai::Ask { memory_mib: c.memory_mib, cpus: c.cpus }).collect();
-    moirai::choose(room, &asks)
+    let asks = candidates.iter().map(|c| moirai::Ask { memory_mib: c.memory_mib, cpus: c.cpus }).enumerate();
+    let fitting = asks.filter(|(_, ask)| moirai::ever_fits(&[room(0, 0)], *ask));
+    let (places, asks): (Vec<usize>, Vec<moirai::Ask>) = fitting.unzip();
+    moirai::choose(room(node.reserved_mib, node.starting), &asks).map(|index| places[index])
 }
 
 #[async_trait]
 impl ControlPlane for Olympus {
-    async fn register(&self, node: NodeInfo) -> Result<(), Refusal> {
+    async fn register(&self, node: NodeInfo, held: &[(SandboxId, LeaseToken)]) -> Result<(), Refusal> {
+        let id = node.id.clone();
         let record = NodeRecord {
             id: node.id,
             memory_mib: node.memory_mib,
@@ -39,7 +43,8 @@ impl ControlPlane for Olympus {
             reserved_mib: 0,
             starting: 0,
         };
-        self.store.upsert_node(record).await.map_err(refuse)
+        self.store.upsert_node(record).await.map_err(refuse)?;
+        self.store.reclaim(&id, held, self.now()).await.map(drop).map_err(refuse)
     }
 
     async fn lease(&self, node: &NodeId, wait: Duration) -> Result<Option<Assignment>, Refusal> {

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod accept;
+mod boot;
 mod control;
 pub mod http;
 mod reconcile;

@@ -31,6 +31,8 @@ pub(super) const LATE: &str = "SELECT seq FROM queue WHERE visible_at IS NOT NUL
 pub(super) const POSITION: &str = "SELECT count(*) FROM queue WHERE visible_at = 0 AND seq <= ?1";
 pub(super) const RENEW: &str = "UPDATE queue SET lease_until = ?4 WHERE seq = (SELECT seq FROM sandboxes \
                                 WHERE id = ?2 AND node = ?1 AND token = ?3 AND ended_at IS NULL)";
+pub(super) const HELD: &str = "SELECT q.seq, s.id, s.token FROM queue q JOIN sandboxes s ON s.seq = q.seq \
+                               WHERE s.node = ?1 AND s.ended_at IS NULL AND q.lease_until IS NOT NULL";
 pub(super) const KILLS: &str = "SELECT id, token, kill_signal, kill_grace_ms FROM sandboxes WHERE node = ?1 \
                                 AND token IS NOT NULL AND ended_at IS NULL AND kill_signal IS NOT NULL";
 /// Each of the three is the head of an index.
@@ -151,6 +153,28 @@ impl JobQueue for Sqlite {
                 }
             }
             Ok(lost)
+        })
+        .await
+    }
+
+    async fn reclaim(
+        &self,
+        node: &NodeId,
+        held: &[(SandboxId, LeaseToken)],
+        now: Timestamp,
+    ) -> Result<Vec<Record>, StoreError> {
+        let (node, held) = (node.clone(), held.to_vec());
+        self.write(move |tx| {
+            let leases = all(tx.conn, HELD, [node.as_str()], |row| {
+                Ok((row.get::<_, i64>(0)?, (parse(row.get(1)?)?, parse(row.get(2)?)?)))
+            })?;
+            let mut changed = Vec::new();
+            for (seq, _) in leases.into_iter().filter(|(_, lease)| !held.contains(lease)) {
+                let mut row = Row::by_seq(tx.conn, seq)?;
+                transition(tx, &mut row, Event::LeaseLost { tries_left: true }, now)?;
+                changed.push(row.record);
+            }
+            Ok(changed)
         })
         .await
     }

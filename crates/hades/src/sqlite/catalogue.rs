@@ -97,6 +97,9 @@ fn put_template(conn: &Connection, template: TemplateRecord) -> Result<TemplateR
         Some(known) => return Err(StoreError::NameTaken(known.name)),
         None => {}
     }
+    if text(conn, "SELECT name FROM images WHERE digest = ?1", [&template.spec.image])?.is_none() {
+        return Err(StoreError::NotFound("image", template.spec.image));
+    }
     conn.execute(
         "INSERT INTO templates (name, image, spec, created_at) VALUES (?1, ?2, ?3, ?4)",
         params![template.name, template.spec.image, serde_json::to_string(&template.spec)?, template.created_at.0],

@@ -192,6 +192,11 @@ impl RunStore for Sqlite {
         self.write(move |tx| accept(tx, new, now)).await
     }
 
+    async fn replay(&self, key: &Idempotency, now: Timestamp) -> Result<Option<Record>, StoreError> {
+        let key = key.clone();
+        self.read(move |conn| replay(conn, &key, now.0.saturating_sub(KEY_MS * 1000))).await
+    }
+
     async fn get(&self, id: &SandboxId) -> Result<Option<Record>, StoreError> {
         let id = id.clone();
         self.read(move |conn| Ok(Row::by_id(conn, &id)?.map(|row| row.record))).await

@@ -40,6 +40,8 @@ pub(super) struct Steady {
     notes_tx: mpsc::Sender<Note>,
     processes: BTreeMap<u32, Process>,
     asked: Asked,
+    /// Signal and grace of the kill that was last obeyed.
+    killed: Option<(i32, u64)>,
     /// The machine is ended then, whatever its command does.
     end_at: Option<Instant>,
     limit_at: Option<Instant>,
@@ -70,6 +72,7 @@ impl Steady {
             notes_tx,
             processes,
             asked: Asked::default(),
+            killed: None,
             end_at: None,
             limit_at: None,
             idle: task.assignment.spec.idle_timeout_ms.map(Duration::from_millis),
@@ -369,15 +372,15 @@ impl Steady {
     fn kill(&mut self, signal: i32, grace_ms: u64, reason: KillReason) {
         let has_command = self.processes.get(&MAIN).is_some_and(|p| p.end.is_none());
         let grace = if has_command { Duration::from_millis(grace_ms) } else { Duration::ZERO };
-        let end_at = Instant::now() + grace;
-        // The directive comes again with every sync; only a first or a sooner one is news.
-        if self.asked.kill.is_none() {
-            self.signal(MAIN, signal);
-            self.end_at = Some(self.end_at.map_or(end_at, |at| at.min(end_at)));
-        } else if grace.is_zero() {
-            self.end_at = Some(end_at);
+        // The directive comes again with every sync; only another one is news.
+        if self.killed == Some((signal, grace_ms)) {
+            return;
         }
+        self.killed = Some((signal, grace_ms));
         self.asked.kill.get_or_insert(reason);
+        self.signal(MAIN, signal);
+        let end_at = Instant::now() + grace;
+        self.end_at = Some(self.end_at.map_or(end_at, |at| at.min(end_at)));
     }
 
     fn exec(&mut self, task: &Task, spec: ExecSpec) -> Result<(), Refusal> {

@@ -46,6 +46,12 @@ pub(super) async fn create(
     Json(request): Json<CreateSandbox>,
 ) -> Result<Response, Failure> {
     let idempotency = key.map(|key| Idempotency { caller: caller.name, key, request: fingerprint(&request) });
+    if let Some(key) = &idempotency
+        && let Some(record) = app.store.replay(key, app.now()).await?
+    {
+        // Also when its template or kernel is gone by now.
+        return Ok(accepted(record));
+    }
     let template = app.store.template(&request.template).await?.ok_or_else(|| Refusal {
         field: Some("template".to_owned()),
         ..Refusal::not_found("template", &request.template)
@@ -59,9 +65,13 @@ pub(super) async fn create(
     let new = NewSandbox { id: SandboxId::random(), name, labels, spec, idempotency };
     let (Accepted::New(record) | Accepted::Replay(record)) = app.store.accept(new, app.now()).await?;
     app.kick();
+    Ok(accepted(*record))
+}
+
+fn accepted(record: Record) -> Response {
     let location = format!("/v1/sandboxes/{}", record.id);
-    let body = axum::Json(view::sandbox(*record, None));
-    Ok((StatusCode::ACCEPTED, [(LOCATION, location)], body).into_response())
+    let body = axum::Json(view::sandbox(record, None));
+    (StatusCode::ACCEPTED, [(LOCATION, location)], body).into_response()
 }
 
 /// The same for requests that mean the same, however their JSON was written.

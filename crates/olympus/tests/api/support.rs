@@ -50,7 +50,7 @@ impl Bench {
         bench.olympus.attach_node(bench.node.clone() as Arc<dyn Node>).ok().unwrap();
         let info =
             NodeInfo { id: bench.node_id.clone(), memory_mib: 2048, overhead_mib: 96, start_slots: 2, max_cpus: 4 };
-        bench.olympus.register(info).await.unwrap();
+        bench.olympus.register(info, &[]).await.unwrap();
         let template = json!({"name": "python", "image": "debian", "env": {"A": "template"}});
         bench.expect(Method::POST, "/v1/templates", Some(template), 201).await;
         bench
