@@ -1,5 +1,7 @@
 //! A server of its own for each test, made from a seed that holds a kernel, two images and their templates.
 
+#![allow(dead_code, reason = "each test program uses its part")]
+
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;

@@ -1,0 +1,6 @@
+//! The contract at its edges, with a real server: bad input, idempotency, doctor, an ordinary user.
+//!
+//! Nothing is faked. Each test has a server of its own, and checks at its end that nothing of it is left.
+
+#[path = "../harness/mod.rs"]
+mod harness;

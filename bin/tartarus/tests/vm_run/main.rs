@@ -1,0 +1,8 @@
+//! The main job on real microVMs: commands, their streams, exit codes and signals, and what they find in the guest.
+//!
+//! Nothing is faked. Each test has a server of its own, and checks at its end that nothing of it is left.
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod streams;
