@@ -299,7 +299,8 @@ fn seed() -> PathBuf {
         server.ok(&["template", "create", name, "--from", name, "--memory", memory, "--disk", "256M"]);
     }
     // Makes the initramfs and the empty layer, so that no test pays for them.
-    server.ok(&["run", "busybox", "--", "true"]);
+    server.ok(&["run", "busybox", "--name", "first", "--", "true"]);
+    server.ok(&["rm", "first"]);
     server.stop();
     let new = seed.with_extension("new");
     copy(&server.data, &new).unwrap();
@@ -417,4 +418,9 @@ fn copy_seed(seed: &Path, data: &Path) {
         std::fs::remove_file(&target).unwrap();
         std::fs::copy(file.path(), &target).unwrap();
     }
+}
+
+/// Reports guests that were booted by a server of the test's own making.
+pub(crate) fn count_guests(test: &str, guests: u32) {
+    report(&serde_json::json!({ "test": test, "guests": guests }));
 }

@@ -4,3 +4,9 @@
 
 #[path = "../harness/mod.rs"]
 mod harness;
+
+mod bad_input;
+mod doctor;
+mod idempotency;
+mod ordinary_user;
+mod server;

@@ -1,0 +1,156 @@
+//! An ordinary user runs it all: an account made for the test, with a subuid range, the built binary and a data folder
+//! of its own. It is removed again.
+
+use std::io::BufRead;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::harness::{BINARY, fixtures, output, signal, skip, wait};
+
+const NAME: &str = "tartarus-test";
+
+/// The account, removed when dropped.
+struct Account {
+    home: tempfile::TempDir,
+}
+
+fn root(args: &[&str]) -> std::process::Output {
+    let mut command = Command::new(args[0]);
+    command.args(&args[1..]).stdin(Stdio::null());
+    output(command)
+}
+
+impl Account {
+    fn make() -> Self {
+        let home = tempfile::Builder::new().prefix("tartarus-user-").tempdir_in("/tmp").unwrap();
+        let path = &home.path().to_str().unwrap().to_owned();
+        let made = root(&["useradd", "--no-create-home", "--home-dir", path, "--shell", "/bin/sh", NAME]);
+        assert!(made.status.success(), "{made:?}");
+        let account = Self { home };
+        let ranges = ["usermod", "--add-subuids", "200000-265535", "--add-subgids", "200000-265535", NAME];
+        assert!(root(&ranges).status.success());
+        std::fs::copy(BINARY, account.file("tartarus")).unwrap();
+        assert!(root(&["chown", "-R", NAME, path]).status.success());
+        account
+    }
+
+    fn file(&self, name: &str) -> std::path::PathBuf {
+        self.home.path().join(name)
+    }
+
+    /// A program run as the account, with nothing of root's environment.
+    fn command(&self, program: &Path, args: &[&str]) -> Command {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", NAME, "--regid", NAME, "--init-groups", "--reset-env", "--"]).arg(program).args(args);
+        command.current_dir(self.home.path()).stdin(Stdio::null());
+        command
+    }
+
+    fn tartarus(&self, args: &[&str]) -> std::process::Output {
+        output(self.command(&self.file("tartarus"), args))
+    }
+
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.tartarus(args);
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        let _ = root(&["userdel", NAME]);
+    }
+}
+
+#[test]
+fn an_ordinary_user_imports_a_tar_and_runs_a_command() {
+    if !is_root() {
+        return skip("making an account needs root");
+    }
+    let account = Account::make();
+    let mut up = account
+        .command(&account.file("tartarus"), &["up", "--listen", "127.0.0.1:0", "--driver", "qemu-tcg"])
+        .stdout(Stdio::piped())
+        .stderr(std::fs::File::create(account.file("up.log")).unwrap())
+        .spawn()
+        .unwrap();
+    let mut first = String::new();
+    let stdout = up.stdout.take().unwrap();
+    std::io::BufReader::new(stdout).read_line(&mut first).unwrap();
+    let log = || std::fs::read_to_string(account.file("up.log")).unwrap_or_default();
+    assert!(first.starts_with("Tartarus is ready at "), "{first} {}", log());
+
+    let doctor: serde_json::Value = serde_json::from_str(&account.ok(&["doctor", "--json"])).unwrap();
+    let check = |name: &str| doctor["checks"].as_array().unwrap().iter().find(|c| c["name"] == name).cloned().unwrap();
+    assert_eq!(check("privileges")["status"], "warn", "{doctor}");
+    assert!(check("privileges")["advice"].as_str().unwrap().contains("cgroup"), "{doctor}");
+    assert_eq!(check("subuid")["status"], "ok", "{doctor}");
+
+    let kernel = account.file("kernel");
+    let unpacked = Command::new("tar")
+        .args(["-xf", fixtures().join("kernel.tar").to_str().unwrap(), "--one-top-level=kernel"])
+        .current_dir(account.home.path())
+        .status();
+    assert!(unpacked.unwrap().success());
+    assert!(root(&["chown", "-R", NAME, kernel.to_str().unwrap()]).status.success());
+    let entry = |dir: &str, prefix: &str| {
+        let mut entries = std::fs::read_dir(kernel.join(dir)).unwrap().map(|e| e.unwrap().path());
+        let found = entries.find(|p| p.file_name().unwrap().to_str().unwrap().starts_with(prefix));
+        found.unwrap().to_str().unwrap().to_owned()
+    };
+    account.ok(&["kernel", "add", &entry("boot", "vmlinuz"), "--modules", &entry("lib/modules", "")]);
+    let tar = account.file("busybox.tar");
+    std::fs::copy(fixtures().join("busybox.tar"), &tar).unwrap();
+    assert!(root(&["chown", NAME, tar.to_str().unwrap()]).status.success());
+    account.ok(&["image", "import", tar.to_str().unwrap(), "--name", "busybox"]);
+    account.ok(&["template", "create", "busybox", "--from", "busybox", "--memory", "128M"]);
+    let run = account.tartarus(&["run", "busybox", "--", "sh", "-c", "id -u; stat -c %u /home/app; exit 4"]);
+    assert_eq!(String::from_utf8_lossy(&run.stdout), "0\n1000\n", "{run:?} {}", log());
+    assert_eq!(run.status.code(), Some(4));
+    assert!(log().contains("guest ready"));
+    crate::harness::count_guests("ordinary_user", 1);
+
+    signal(up.id(), "TERM");
+    assert!(wait(&mut up, Duration::from_secs(30)).success(), "{}", log());
+    let left = root(&["pgrep", "-u", NAME, "-a"]);
+    assert!(left.stdout.is_empty(), "left: {}", String::from_utf8_lossy(&left.stdout));
+}
+
+#[test]
+fn a_missing_subuid_range_is_reported_with_the_line_that_adds_it() {
+    // `nobody` never has a range.
+    if !is_root() {
+        return skip("becoming another user needs root");
+    }
+    let dir = tempfile::Builder::new().prefix("tartarus-nobody-").tempdir_in("/tmp").unwrap();
+    assert!(root(&["chown", "nobody", dir.path().to_str().unwrap()]).status.success());
+    let binary = dir.path().join("tartarus");
+    std::fs::copy(BINARY, &binary).unwrap();
+    let data = dir.path().join("data");
+    let nobody = |args: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "nobody", "--regid", "nogroup", "--clear-groups", "--"]).arg(&binary).args(args);
+        command.env("HOME", dir.path()).env_remove("XDG_STATE_HOME").stdin(Stdio::null());
+        command
+    };
+    let mut up = nobody(&["up", "--listen", "127.0.0.1:0", "--data", data.to_str().unwrap()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut first = String::new();
+    std::io::BufReader::new(up.stdout.take().unwrap()).read_line(&mut first).unwrap();
+    assert!(first.starts_with("Tartarus is ready at "), "{first}");
+    let doctor = output(nobody(&["doctor"]));
+    let text = String::from_utf8_lossy(&doctor.stdout);
+    assert!(text.contains("sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 nobody"), "{doctor:?}");
+    signal(up.id(), "TERM");
+    assert!(wait(&mut up, Duration::from_secs(30)).success());
+}
+
+fn is_root() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    status.lines().find(|l| l.starts_with("Uid:")).is_some_and(|l| l.split_whitespace().nth(2) == Some("0"))
+}
