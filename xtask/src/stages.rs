@@ -1,13 +1,14 @@
 //! `cargo xtask test`: everything CI runs, cheapest first, stopping at the first stage that fails.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 
 use crate::tools::{DENY, NEXTEST};
-use crate::{fixtures, guests, packages, product, sh, skips, tidy};
+use crate::{demo, fixtures, guests, packages, product, sh, skips, tidy};
 
 /// A part of the whole that can be run alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -28,6 +29,8 @@ pub(crate) enum Stage {
     Unit,
     /// Tests that boot real microVMs
     Vm,
+    /// The README's first command, twice: the second run reuses what the first made
+    Demo,
     /// Documentation's own examples and links
     Docs,
     /// Licences, bans and sources of dependencies; CARGO_DENY=skip leaves it out
@@ -52,6 +55,7 @@ impl Stage {
             Self::Fixtures => fixtures::ensure(),
             Self::Unit => report.nextest("not (package(tartarus) & kind(test))"),
             Self::Vm => report.vm(),
+            Self::Demo => demo_twice(),
             Self::Docs => docs(),
             Self::Deny => deny(),
         }
@@ -139,6 +143,16 @@ impl Report {
 
 fn minutes(took: Duration) -> String {
     format!("{:>5.1}", took.as_secs_f64() / 60.0)
+}
+
+/// In a data folder of its own, made anew, so that the first run has everything to do.
+fn demo_twice() -> Result<()> {
+    let data = Path::new("target/demo-twice");
+    if data.exists() {
+        std::fs::remove_dir_all(data).with_context(|| format!("cannot remove {}", data.display()))?;
+    }
+    demo::run(data)?;
+    demo::run(data)
 }
 
 fn docs() -> Result<()> {

@@ -70,12 +70,15 @@ struct TscOfBoot {
     tsc: Tsc,
 }
 
+type Known = (Arc<dyn Driver>, Chosen);
+
 /// Chooses drivers, and remembers.
 pub(crate) struct Chooser {
     dir: PathBuf,
     wanted: Wanted,
     supervisor: Program,
-    known: Mutex<HashMap<String, (Arc<dyn Driver>, Chosen)>>,
+    /// By kernel.
+    known: Mutex<HashMap<String, Known>>,
 }
 
 /// Decides from what was wanted and found; pure.
@@ -115,7 +118,7 @@ impl Chooser {
         vmlinuz: &Path,
         initramfs: &Path,
         reprobe: bool,
-    ) -> Result<(Arc<dyn Driver>, Chosen), CannotStart> {
+    ) -> Result<Known, CannotStart> {
         let mut known = self.known.lock().await;
         if !reprobe && let Some((driver, chosen)) = known.get(kernel) {
             return Ok((driver.clone(), chosen.clone()));

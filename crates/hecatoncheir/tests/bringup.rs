@@ -1,6 +1,8 @@
 //! A sandbox's course on a node, failed at every step: it always ends in one way that the control plane hears of, and
 //! nothing of it is left. The driver is `testkit`'s; real machines are in the tests of `bin/tartarus`.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking, and says why it is skipped")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};

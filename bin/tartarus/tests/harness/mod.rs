@@ -189,8 +189,12 @@ impl Server {
         let end = Instant::now() + Duration::from_secs(20);
         loop {
             let processes = self.processes();
-            let folders: Vec<_> =
-                std::fs::read_dir(self.data.join("sandboxes")).into_iter().flatten().flatten().map(|e| e.path()).collect();
+            let folders: Vec<_> = std::fs::read_dir(self.data.join("sandboxes"))
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|e| e.path())
+                .collect();
             if processes.is_empty() && folders.is_empty() {
                 return;
             }
@@ -378,10 +382,8 @@ fn parse_answer(bytes: &[u8]) -> Answer {
     let head = String::from_utf8_lossy(&bytes[..split]).into_owned();
     let mut lines = head.lines();
     let status = lines.next().and_then(|l| l.split(' ').nth(1)?.parse().ok()).expect("a status");
-    let headers: Vec<_> = lines
-        .filter_map(|l| l.split_once(": "))
-        .map(|(n, v)| (n.to_ascii_lowercase(), v.to_owned()))
-        .collect();
+    let headers: Vec<_> =
+        lines.filter_map(|l| l.split_once(": ")).map(|(n, v)| (n.to_ascii_lowercase(), v.to_owned())).collect();
     let mut body = bytes[split + 4..].to_vec();
     if headers.iter().any(|(n, v)| n == "transfer-encoding" && v == "chunked") {
         let mut rest = body.as_slice();

@@ -6,9 +6,14 @@ use crate::harness::Server;
 
 /// What of the server's state a refused request must not have changed.
 fn state(server: &Server) -> Vec<Value> {
-    [&["ps", "--all", "--json"][..], &["template", "ls", "--json"], &["image", "ls", "--json"], &["kernel", "ls", "--json"]]
-        .map(|args| server.json(args))
-        .into()
+    [
+        &["ps", "--all", "--json"][..],
+        &["template", "ls", "--json"],
+        &["image", "ls", "--json"],
+        &["kernel", "ls", "--json"],
+    ]
+    .map(|args| server.json(args))
+    .into()
 }
 
 #[test]
@@ -41,7 +46,11 @@ fn every_bad_request_names_its_field_and_changes_nothing() {
         let problem = answer.json();
         let shown: String = body.to_string().chars().take(120).collect();
         assert_eq!(answer.status, status, "{shown}: {problem}");
-        assert_eq!((problem["code"].as_str(), problem["field"].as_str()), (Some(code), Some(field)), "{shown}: {problem}");
+        assert_eq!(
+            (problem["code"].as_str(), problem["field"].as_str()),
+            (Some(code), Some(field)),
+            "{shown}: {problem}"
+        );
         assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{shown}");
     }
     let raw = |body: &[u8]| server.http("POST", "/v1/sandboxes", &[("content-type", "application/json")], body);

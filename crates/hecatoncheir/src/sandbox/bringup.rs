@@ -22,13 +22,12 @@ const SUPERVISOR_SLACK_MS: u64 = 10_000;
 /// Files are there; nothing runs.
 pub(super) struct Prepared {
     machine: Machine,
-    driver: std::sync::Arc<dyn Driver>,
+    pub(super) driver: std::sync::Arc<dyn Driver>,
 }
 
 /// The machine runs; its guest may not have booted yet.
 pub(super) struct Launched {
     pub(super) vm: Box<dyn Vm>,
-    pub(super) driver: &'static str,
 }
 
 /// The guest agent has answered.
@@ -52,7 +51,7 @@ impl Prepared {
     pub(super) async fn launch(self, start_ms: u64) -> Result<Launched, CannotStart> {
         let deadlines = Deadlines { wall_ms: Some(start_ms + SUPERVISOR_SLACK_MS), idle_ms: None, lease_ms: None };
         let vm = self.driver.boot(&self.machine, deadlines).await.map_err(CannotStart::retry)?;
-        Ok(Launched { driver: self.driver.name(), vm })
+        Ok(Launched { vm })
     }
 }
 

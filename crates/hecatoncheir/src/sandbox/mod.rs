@@ -11,6 +11,7 @@ mod ending;
 mod execs;
 mod process;
 mod requests;
+mod serve;
 mod steady;
 mod task;
 

@@ -1,29 +1,27 @@
 //! The steady state: a greeted guest, its processes, and everything that may happen to them. One loop owns it all.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::time::Duration;
 
-use tartarus_api::node::{ExecSpec, Moment, Report, Target};
-use tartarus_guest::{Header, Kind, ProcessState, Start};
+use tartarus_api::node::{Moment, Report, Target};
+use tartarus_guest::{Header, Kind, ProcessState};
 use tartarus_runtime::{Deadlines, Vm, VmExit};
-use tartarus_types::{ErrorCode, ExecId, Outcome, Reason, Refusal};
+use tartarus_types::{Outcome, Reason};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::bringup::Greeted;
 use super::ending::{self, Asked};
-use super::execs::{self, StoredExec};
 use super::process::{Note, Process, outcome_of};
+use super::serve::open_processes;
 use super::task::{End, Task};
 use super::{KillReason, Request};
 use crate::link::{GuestEvent, GuestLink};
-use crate::output::LiveLog;
 
 /// Notes of recorders that wait for the loop.
 const NOTES: usize = 64;
 /// The main command's number in the guest.
-const MAIN: u32 = 0;
+pub(super) const MAIN: u32 = 0;
 /// After a time limit: for the killed command's last output to arrive.
 const DRAIN: Duration = Duration::from_secs(1);
 /// The supervisor's limits lie beyond the agent's own, which end things with more care.
@@ -33,13 +31,13 @@ const TOUCH: Duration = Duration::from_millis(500);
 
 /// Everything the loop owns.
 pub(super) struct Steady {
-    vm: Box<dyn Vm>,
-    link: GuestLink,
+    pub(super) vm: Box<dyn Vm>,
+    pub(super) link: GuestLink,
     events: mpsc::Receiver<GuestEvent>,
     notes: mpsc::Receiver<Note>,
-    notes_tx: mpsc::Sender<Note>,
-    processes: BTreeMap<u32, Process>,
-    asked: Asked,
+    pub(super) notes_tx: mpsc::Sender<Note>,
+    pub(super) processes: BTreeMap<u32, Process>,
+    pub(super) asked: Asked,
     /// Signal and grace of the kill that was last obeyed.
     killed: Option<(i32, u64)>,
     /// The machine is ended then, whatever its command does.
@@ -51,17 +49,14 @@ pub(super) struct Steady {
     /// The guest broke a rule, or the node cannot go on.
     failed: Option<Outcome>,
     /// The guest's session is over.
-    gone: Option<String>,
+    pub(super) gone: Option<String>,
 }
 
 impl Steady {
     /// Takes over a greeted guest: attaches to what runs there, starts what does not yet.
-    pub(super) fn new(task: &Task, greeted: Greeted) -> Result<Self, (Greeted, io::Error)> {
+    pub(super) fn new(task: &Task, greeted: Greeted) -> Self {
         let (notes_tx, notes) = mpsc::channel(NOTES);
-        let processes = match open_processes(task, &notes_tx) {
-            Ok(processes) => processes,
-            Err(e) => return Err((greeted, e)),
-        };
+        let opened = open_processes(task, &notes_tx);
         let Greeted { vm, link, events, ack, .. } = greeted;
         let now = Instant::now();
         let mut steady = Self {
@@ -70,7 +65,7 @@ impl Steady {
             events,
             notes,
             notes_tx,
-            processes,
+            processes: BTreeMap::new(),
             asked: Asked::default(),
             killed: None,
             end_at: None,
@@ -81,6 +76,10 @@ impl Steady {
             failed: None,
             gone: None,
         };
+        match opened {
+            Ok(processes) => steady.processes = processes,
+            Err(e) => steady.fail(Reason::NodeFailed, &format!("its log could not be opened: {e}")),
+        }
         let mut heard = true;
         for process in steady.processes.values_mut() {
             let known = ack.processes.iter().find(|p| p.token == process.start.token);
@@ -97,7 +96,7 @@ impl Steady {
         if !heard {
             steady.fail(Reason::GuestDied, "the guest does not listen");
         }
-        Ok(steady)
+        steady
     }
 
     pub(super) async fn run(mut self, task: &mut Task) -> End {
@@ -198,11 +197,11 @@ impl Steady {
         })
     }
 
-    fn fail(&mut self, reason: Reason, why: &str) {
+    pub(super) fn fail(&mut self, reason: Reason, why: &str) {
         self.failed.get_or_insert_with(|| Outcome::because(reason, why));
     }
 
-    fn used(&mut self) {
+    pub(super) fn used(&mut self) {
         self.used_at = Instant::now();
         if self.idle.is_some() && self.touched_at.elapsed() >= TOUCH {
             self.touched_at = self.used_at;
@@ -291,85 +290,14 @@ impl Steady {
         }
     }
 
-    /// Writes an exec's end, tells those who wait, and lets the guest forget it.
-    fn end_exec(&mut self, task: &Task, number: u32, id: &ExecId, outcome: Outcome) {
-        let dir = execs::log_dir(&task.ctx.logs, &task.assignment.sandbox, &Target::Exec(id.clone()));
-        match execs::put_outcome(&dir, &outcome) {
-            Ok(()) => {
-                self.link.frame(Header::new(Kind::Forget, number), &[]);
-            }
-            Err(e) => tracing::warn!(exec = %id, error = %e, "an exec's end could not be written"),
-        }
-        if let Some(p) = self.processes.remove(&number) {
-            p.outcome.send_replace(Some(outcome));
-        }
-    }
-
-    fn number_of(&self, target: &Target) -> Option<u32> {
-        self.processes.values().find(|p| p.target == *target).map(|p| p.number)
-    }
-
-    fn signal(&mut self, number: u32, signal: i32) {
+    pub(super) fn signal(&mut self, number: u32, signal: i32) {
         if self.processes.get(&number).is_some_and(|p| p.end.is_none()) {
             let offset = u64::from(signal.unsigned_abs());
             self.link.frame(Header { kind: Kind::Signal, stream: 0, process: number, offset }, &[]);
         }
     }
 
-    fn on_request(&mut self, task: &Task, request: Request) {
-        match request {
-            Request::Kill { signal, grace_ms, reason } => self.kill(signal, grace_ms, reason),
-            Request::Exec { spec, reply } => {
-                self.used();
-                let _ = reply.send(self.exec(task, spec));
-            }
-            Request::ExecStatus { id, reply } => {
-                let found = self.number_of(&Target::Exec(id.clone())).and_then(|n| self.processes.get(&n));
-                let stored = execs::stored_exec(&task.ctx.logs, &task.assignment.sandbox, &id);
-                let answer = match (found, stored) {
-                    (Some(p), Ok(Some((spec, None)))) => Ok((spec, p.outcome.subscribe())),
-                    _ => Err(Refusal::not_found("exec", id.as_str())),
-                };
-                let _ = reply.send(answer);
-            }
-            Request::Signal { target, signal, reply } => {
-                self.used();
-                let number = self.number_of(&target);
-                if let Some(number) = number {
-                    self.signal(number, signal);
-                }
-                let gone = || Refusal::new(ErrorCode::WrongState, "the command has ended, or there is none");
-                let _ = reply.send(number.map(|_| ()).ok_or_else(gone));
-            }
-            Request::Stdin { target, offset, bytes, eof, reply } => {
-                self.used();
-                let Some(p) = self.number_of(&target).and_then(|n| self.processes.get_mut(&n)) else {
-                    let _ =
-                        reply.send(Err(Refusal::new(ErrorCode::WrongState, "the command has ended, or there is none")));
-                    return;
-                };
-                if !p.start.stdin {
-                    let why = "the command was started without standard input: start it with -i";
-                    let _ = reply.send(Err(Refusal::new(ErrorCode::WrongState, why)));
-                    return;
-                }
-                p.stdin.give(offset, &bytes, eof, reply);
-                if p.end.is_some() {
-                    p.stdin.close();
-                } else if !p.stdin.pump(p.number, &self.link) {
-                    self.fail(Reason::GuestDied, "the guest does not listen");
-                }
-            }
-            Request::Log { target, reply } => {
-                let log = self.number_of(&target).and_then(|n| self.processes.get(&n)).map(|p| p.log.clone());
-                let _ = reply.send(log);
-            }
-            // The loop takes these itself.
-            Request::Abandon | Request::Leave => {}
-        }
-    }
-
-    fn kill(&mut self, signal: i32, grace_ms: u64, reason: KillReason) {
+    pub(super) fn kill(&mut self, signal: i32, grace_ms: u64, reason: KillReason) {
         let has_command = self.processes.get(&MAIN).is_some_and(|p| p.end.is_none());
         let grace = if has_command { Duration::from_millis(grace_ms) } else { Duration::ZERO };
         // The directive comes again with every sync; only another one is news.
@@ -381,34 +309,6 @@ impl Steady {
         self.signal(MAIN, signal);
         let end_at = Instant::now() + grace;
         self.end_at = Some(self.end_at.map_or(end_at, |at| at.min(end_at)));
-    }
-
-    fn exec(&mut self, task: &Task, spec: ExecSpec) -> Result<(), Refusal> {
-        let sandbox = &task.assignment.sandbox;
-        let io = |e: io::Error| Refusal::new(ErrorCode::Internal, format!("the exec could not be written down: {e}"));
-        if let Some((stored, _)) = execs::stored_exec(&task.ctx.logs, sandbox, &spec.id).map_err(io)? {
-            let mismatch = Refusal::new(ErrorCode::IdempotencyMismatch, "another exec was started under this id");
-            return if stored == spec { Ok(()) } else { Err(mismatch) };
-        }
-        if self.asked != Asked::default() || self.gone.is_some() {
-            return Err(Refusal::new(ErrorCode::WrongState, "the sandbox is being ended"));
-        }
-        if self.processes.len() >= tartarus_guest::MAX_PROCESSES {
-            return Err(Refusal::new(ErrorCode::Busy, "too many commands run in the sandbox"));
-        }
-        let used = execs::all(&task.ctx.logs, sandbox).map_err(io)?;
-        let number = used.iter().map(|(e, _)| e.number).max().unwrap_or(MAIN) + 1;
-        let target = Target::Exec(spec.id.clone());
-        let dir = execs::log_dir(&task.ctx.logs, sandbox, &target);
-        let stored = StoredExec { number, spec };
-        execs::put(&dir, &stored).map_err(io)?;
-        let process = open_exec(task, &stored, &self.notes_tx).map_err(io)?;
-        let heard = self.link.start(number, &process.start) && process.attach(&self.link);
-        self.processes.insert(number, process);
-        if !heard {
-            self.fail(Reason::GuestDied, "the guest does not listen");
-        }
-        Ok(())
     }
 
     /// Ends the machine, stores the last output, and settles what still ran beside the command.
@@ -439,48 +339,6 @@ impl Steady {
         self.vm.wait().await;
         End::Outcome(outcome)
     }
-}
-
-fn open_processes(task: &Task, notes: &mpsc::Sender<Note>) -> io::Result<BTreeMap<u32, Process>> {
-    let spec = &task.assignment.spec;
-    let mut processes = BTreeMap::new();
-    if !spec.command.is_empty() {
-        let start = Start {
-            token: task.assignment.token.as_str().to_owned(),
-            argv: spec.command.clone(),
-            env: spec.env.clone(),
-            cwd: spec.workdir.clone(),
-            user: spec.user.clone(),
-            stdin: spec.stdin,
-        };
-        let dir = execs::log_dir(&task.ctx.logs, &task.assignment.sandbox, &Target::Main);
-        let log = LiveLog::open(&dir, task.ctx.limits, spec.attach)?;
-        processes.insert(MAIN, Process::new(MAIN, Target::Main, start, log, notes.clone()));
-    }
-    for (exec, outcome) in execs::all(&task.ctx.logs, &task.assignment.sandbox)? {
-        if outcome.is_none() {
-            processes.insert(exec.number, open_exec(task, &exec, notes)?);
-        }
-    }
-    Ok(processes)
-}
-
-fn open_exec(task: &Task, exec: &StoredExec, notes: &mpsc::Sender<Note>) -> io::Result<Process> {
-    let (sandbox, spec) = (&task.assignment.spec, &exec.spec);
-    let mut env = sandbox.env.clone();
-    env.extend(spec.env.clone());
-    let start = Start {
-        token: spec.id.as_str().to_owned(),
-        argv: spec.command.clone(),
-        env,
-        cwd: spec.workdir.clone().or_else(|| sandbox.workdir.clone()),
-        user: spec.user.clone().or_else(|| sandbox.user.clone()),
-        stdin: spec.stdin,
-    };
-    let target = Target::Exec(spec.id.clone());
-    let dir = execs::log_dir(&task.ctx.logs, &task.assignment.sandbox, &target);
-    let log = LiveLog::open(&dir, task.ctx.limits, spec.attach)?;
-    Ok(Process::new(exec.number, target, start, log, notes.clone()))
 }
 
 async fn at(deadline: Option<Instant>) {

@@ -114,6 +114,8 @@ impl Task {
         if let Some(end) = self.asked_to_stop() {
             return end;
         }
+        let driver = prepared.driver.name().to_owned();
+        self.live.send_modify(|live| live.progress.driver = Some(driver));
         let launched = match prepared.launch(self.start_ms_left()).await {
             Ok(launched) => launched,
             Err(e) => return End::GiveBack(e),
@@ -124,11 +126,7 @@ impl Task {
 
     /// From a running machine to the end.
     async fn boot(&mut self, launched: Launched, patience: Duration) -> End {
-        let driver = launched.driver.to_owned();
-        self.live.send_modify(|live| {
-            live.hypervisor_pid = Some(launched.vm.pid());
-            live.progress.driver.get_or_insert(driver);
-        });
+        self.live.send_modify(|live| live.hypervisor_pid = Some(launched.vm.pid()));
         let hostname = self.assignment.sandbox.as_str().replace('_', "-");
         let greeting = tokio::select! {
             greeting = launched.greet(&hostname) => greeting,
@@ -145,9 +143,7 @@ impl Task {
             }
         };
         match greeting {
-            Ok((link, events, ack)) => {
-                self.begin(Greeted { vm: launched.vm, link, events, ack }).await
-            }
+            Ok((link, events, ack)) => self.begin(Greeted { vm: launched.vm, link, events, ack }).await,
             Err(e) => {
                 launched.unwind().await;
                 if self.home.begun() {
@@ -178,13 +174,7 @@ impl Task {
             greeted.unwind().await;
             return End::Abandoned;
         }
-        match Steady::new(self, greeted) {
-            Ok(steady) => steady.run(self).await,
-            Err((greeted, e)) => {
-                greeted.unwind().await;
-                End::Outcome(Outcome::because(Reason::NodeFailed, format!("its log could not be written: {e}")))
-            }
-        }
+        Steady::new(self, greeted).run(self).await
     }
 
     async fn take_over(&mut self) -> End {
@@ -194,11 +184,8 @@ impl Task {
         match self.ctx.workshop.adopter().adopt(self.home.dir()).await {
             Ok(Adopted::Running(vm)) => {
                 tracing::info!(sandbox = %self.assignment.sandbox, pid = vm.pid(), "taken over");
-                let driver = self.live.borrow().progress.driver.clone();
-                let driver = if driver.as_deref() == Some("qemu-kvm") { "qemu-kvm" } else { "qemu-tcg" };
                 let left = Duration::from_millis(self.start_ms_left());
-                let launched = Launched { vm, driver };
-                self.boot(launched, left.max(REGREET)).await
+                self.boot(Launched { vm }, left.max(REGREET)).await
             }
             Ok(Adopted::Ended(exit)) if self.home.begun() => {
                 End::Outcome(ending::of_machine(&exit, !self.assignment.spec.command.is_empty()))

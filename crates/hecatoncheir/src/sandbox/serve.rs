@@ -1,0 +1,161 @@
+//! What is asked of a sandbox in its steady state: commands beside the main one, their input, their signals.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use tartarus_api::node::{ExecSpec, Target};
+use tartarus_guest::{Header, Kind, Start};
+use tartarus_types::{ErrorCode, ExecId, Outcome, Reason, Refusal};
+use tokio::sync::mpsc;
+
+use super::Request;
+use super::ending::Asked;
+use super::execs::{self, StoredExec};
+use super::process::{Note, Process};
+use super::steady::{MAIN, Steady};
+use super::task::Task;
+use crate::output::LiveLog;
+
+impl Steady {
+    pub(super) fn number_of(&self, target: &Target) -> Option<u32> {
+        self.processes.values().find(|p| p.target == *target).map(|p| p.number)
+    }
+
+    pub(super) fn on_request(&mut self, task: &Task, request: Request) {
+        match request {
+            Request::Kill { signal, grace_ms, reason } => self.kill(signal, grace_ms, reason),
+            Request::Exec { spec, reply } => {
+                self.used();
+                let _ = reply.send(self.exec(task, spec));
+            }
+            Request::ExecStatus { id, reply } => {
+                let found = self.number_of(&Target::Exec(id.clone())).and_then(|n| self.processes.get(&n));
+                let stored = execs::stored_exec(&task.ctx.logs, &task.assignment.sandbox, &id);
+                let answer = match (found, stored) {
+                    (Some(p), Ok(Some((spec, None)))) => Ok((spec, p.outcome.subscribe())),
+                    _ => Err(Refusal::not_found("exec", id.as_str())),
+                };
+                let _ = reply.send(answer);
+            }
+            Request::Signal { target, signal, reply } => {
+                self.used();
+                let number = self.number_of(&target);
+                if let Some(number) = number {
+                    self.signal(number, signal);
+                }
+                let gone = || Refusal::new(ErrorCode::WrongState, "the command has ended, or there is none");
+                let _ = reply.send(number.map(|_| ()).ok_or_else(gone));
+            }
+            Request::Stdin { target, offset, bytes, eof, reply } => {
+                self.used();
+                let Some(p) = self.number_of(&target).and_then(|n| self.processes.get_mut(&n)) else {
+                    let _ =
+                        reply.send(Err(Refusal::new(ErrorCode::WrongState, "the command has ended, or there is none")));
+                    return;
+                };
+                if !p.start.stdin {
+                    let why = "the command was started without standard input: start it with -i";
+                    let _ = reply.send(Err(Refusal::new(ErrorCode::WrongState, why)));
+                    return;
+                }
+                p.stdin.give(offset, &bytes, eof, reply);
+                if p.end.is_some() {
+                    p.stdin.close();
+                } else if !p.stdin.pump(p.number, &self.link) {
+                    self.fail(Reason::GuestDied, "the guest does not listen");
+                }
+            }
+            Request::Log { target, reply } => {
+                let log = self.number_of(&target).and_then(|n| self.processes.get(&n)).map(|p| p.log.clone());
+                let _ = reply.send(log);
+            }
+            // The loop takes these itself.
+            Request::Abandon | Request::Leave => {}
+        }
+    }
+
+    fn exec(&mut self, task: &Task, spec: ExecSpec) -> Result<(), Refusal> {
+        let sandbox = &task.assignment.sandbox;
+        let io = |e: io::Error| Refusal::new(ErrorCode::Internal, format!("the exec could not be written down: {e}"));
+        if let Some((stored, _)) = execs::stored_exec(&task.ctx.logs, sandbox, &spec.id).map_err(io)? {
+            let mismatch = Refusal::new(ErrorCode::IdempotencyMismatch, "another exec was started under this id");
+            return if stored == spec { Ok(()) } else { Err(mismatch) };
+        }
+        if self.asked != Asked::default() || self.gone.is_some() {
+            return Err(Refusal::new(ErrorCode::WrongState, "the sandbox is being ended"));
+        }
+        if self.processes.len() >= tartarus_guest::MAX_PROCESSES {
+            return Err(Refusal::new(ErrorCode::Busy, "too many commands run in the sandbox"));
+        }
+        let used = execs::all(&task.ctx.logs, sandbox).map_err(io)?;
+        let number = used.iter().map(|(e, _)| e.number).max().unwrap_or(MAIN) + 1;
+        let target = Target::Exec(spec.id.clone());
+        let dir = execs::log_dir(&task.ctx.logs, sandbox, &target);
+        let stored = StoredExec { number, spec };
+        execs::put(&dir, &stored).map_err(io)?;
+        let process = open_exec(task, &stored, &self.notes_tx).map_err(io)?;
+        let heard = self.link.start(number, &process.start) && process.attach(&self.link);
+        self.processes.insert(number, process);
+        if !heard {
+            self.fail(Reason::GuestDied, "the guest does not listen");
+        }
+        Ok(())
+    }
+
+    /// Writes an exec's end, tells those who wait, and lets the guest forget it.
+    pub(super) fn end_exec(&mut self, task: &Task, number: u32, id: &ExecId, outcome: Outcome) {
+        let dir = execs::log_dir(&task.ctx.logs, &task.assignment.sandbox, &Target::Exec(id.clone()));
+        match execs::put_outcome(&dir, &outcome) {
+            Ok(()) => {
+                self.link.frame(Header::new(Kind::Forget, number), &[]);
+            }
+            Err(e) => tracing::warn!(exec = %id, error = %e, "an exec's end could not be written"),
+        }
+        if let Some(p) = self.processes.remove(&number) {
+            p.outcome.send_replace(Some(outcome));
+        }
+    }
+}
+
+/// The main command and every exec that has not ended, their logs taken up where they end.
+pub(super) fn open_processes(task: &Task, notes: &mpsc::Sender<Note>) -> io::Result<BTreeMap<u32, Process>> {
+    let spec = &task.assignment.spec;
+    let mut processes = BTreeMap::new();
+    if !spec.command.is_empty() {
+        let start = Start {
+            token: task.assignment.token.as_str().to_owned(),
+            argv: spec.command.clone(),
+            env: spec.env.clone(),
+            cwd: spec.workdir.clone(),
+            user: spec.user.clone(),
+            stdin: spec.stdin,
+        };
+        let dir = execs::log_dir(&task.ctx.logs, &task.assignment.sandbox, &Target::Main);
+        let log = LiveLog::open(&dir, task.ctx.limits, spec.attach)?;
+        processes.insert(MAIN, Process::new(MAIN, Target::Main, start, log, notes.clone()));
+    }
+    for (exec, outcome) in execs::all(&task.ctx.logs, &task.assignment.sandbox)? {
+        if outcome.is_none() {
+            processes.insert(exec.number, open_exec(task, &exec, notes)?);
+        }
+    }
+    Ok(processes)
+}
+
+fn open_exec(task: &Task, exec: &StoredExec, notes: &mpsc::Sender<Note>) -> io::Result<Process> {
+    let (sandbox, spec) = (&task.assignment.spec, &exec.spec);
+    let mut env = sandbox.env.clone();
+    env.extend(spec.env.clone());
+    let start = Start {
+        token: spec.id.as_str().to_owned(),
+        argv: spec.command.clone(),
+        env,
+        cwd: spec.workdir.clone().or_else(|| sandbox.workdir.clone()),
+        user: spec.user.clone().or_else(|| sandbox.user.clone()),
+        stdin: spec.stdin,
+    };
+    let target = Target::Exec(spec.id.clone());
+    let dir = execs::log_dir(&task.ctx.logs, &task.assignment.sandbox, &target);
+    let log = LiveLog::open(&dir, task.ctx.limits, spec.attach)?;
+    Ok(Process::new(exec.number, target, start, log, notes.clone()))
+}
