@@ -62,6 +62,7 @@ fn now() -> Timestamp {
 }
 
 async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
+    raise_descriptors();
     let data = data_dir(args.data.clone())?;
     let _lock = lock(&data)?;
     let stop = stop_signal()?;
@@ -89,21 +90,31 @@ async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
     })?;
     control.attach_node(Arc::new(LocalNode { agent: agent.clone(), store: host.clone() }))?;
 
+    let kernel = control.newest_kernel().await?;
     let listener = bind(args.listen).await?;
     let address = listener.local_addr()?;
     let (node_stop, http_stop) = (CancellationToken::new(), CancellationToken::new());
     let stop_mode = if args.leave_running { Stop::LeaveRunning } else { Stop::EndSandboxes };
-    let reconciler = tokio::spawn(control.clone().run(http_stop.clone()));
-    let node = tokio::spawn(agent.run(node_stop.clone(), stop_mode));
+    let pointer = announce(address, &key_file);
+    let mut reconciler = tokio::spawn(control.clone().run(http_stop.clone()));
+    let mut node = tokio::spawn(agent.run(node_stop.clone(), stop_mode));
     let router = olympus::http::router(control.clone());
-    let http = tokio::spawn(olympus::http::serve(listener, router, http_stop.clone()));
-    if let Some(kernel) = control.newest_kernel().await? {
+    let mut http = tokio::spawn(olympus::http::serve(listener, router, http_stop.clone()));
+    if let Some(kernel) = kernel {
         // The first sandbox need not wait for the probe.
         tokio::spawn(async move { host.prepare(&kernel).await });
     }
-    let pointer = announce(address, &key_file)?;
 
-    stop.await;
+    let broken = tokio::select! {
+        () = stop => None,
+        ended = &mut node => Some(("node agent", ended)),
+        ended = &mut http => Some(("HTTP server", ended)),
+        ended = &mut reconciler => Some(("reconciler", ended)),
+    };
+    if let Some((part, ended)) = broken {
+        // Whoever supervises this process starts it anew, and that takes over what runs.
+        bail!("the {part} ended by itself ({ended:?}); sandboxes go on running, the next start takes them over");
+    }
     tracing::info!("stopping");
     // The node first: its sandboxes' ends are reported to a control plane that still answers.
     node_stop.cancel();
@@ -113,6 +124,15 @@ async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
     reconciler.await?;
     forget_pointer(pointer.as_deref(), &key_file);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Every sandbox takes a handful of descriptors; the usual soft limit of 1024 is for programs that use `select`.
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(e) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!("the limit of open files could not be raised: {e}");
+    }
 }
 
 fn mib(mib: u32) -> u64 {
@@ -188,17 +208,19 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 }
 
 /// Tells people, scripts and the CLI of the same user where the server is.
-fn announce(address: SocketAddr, key_file: &Path) -> anyhow::Result<Option<PathBuf>> {
+fn announce(address: SocketAddr, key_file: &Path) -> Option<PathBuf> {
     let url = format!("http://{address}");
     let path = pointer::path(|name| std::env::var_os(name).map(PathBuf::from));
-    if let Some(path) = &path {
-        pointer::write(path, &Pointer { url: url.clone(), key_file: key_file.to_owned() })?;
+    if let Some(path) = &path
+        && let Err(e) = pointer::write(path, &Pointer { url: url.clone(), key_file: key_file.to_owned() })
+    {
+        tracing::warn!("the CLI will not find this server by itself, set TARTARUS_URL and TARTARUS_API_KEY: {e}");
     }
     // Whoever started it may have closed the pipe after the first line; the server goes on.
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "Tartarus is ready at {url}\nThe API key is in {}", key_file.display());
     let _ = out.flush();
-    Ok(path)
+    path
 }
 
 /// Removes the pointer, unless another server has taken its place.

@@ -130,6 +130,9 @@ pub trait ControlPlane: Send + Sync + 'static {
     /// on its name is void, since nobody will ever renew it: work that had not begun is queued again at once.
     async fn register(&self, node: NodeInfo, held: &[(SandboxId, LeaseToken)]) -> Result<(), Refusal>;
 
+    /// Which of these sandboxes are on record. A node that was killed may still keep logs of some that are not.
+    async fn on_record(&self, sandboxes: &[SandboxId]) -> Result<Vec<SandboxId>, Refusal>;
+
     /// The next attempt for this node, which it holds until it reports its end or stops renewing. Waits up to `wait`.
     async fn lease(&self, node: &NodeId, wait: Duration) -> Result<Option<Assignment>, Refusal>;
 

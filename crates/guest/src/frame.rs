@@ -39,6 +39,9 @@ pub enum Kind {
     Attach = 7,
     /// Host: it has the end on disk; the guest may forget the process.
     Forget = 8,
+    /// Host: the time now is `offset` nanoseconds since the Unix epoch. A hello may have waited for the guest to boot;
+    /// this comes when the guest is known to listen.
+    Clock = 9,
     /// Guest: [`crate::HelloAck`], see [`encode_message`].
     HelloAck = 65,
     /// Guest: the process runs; `offset` is its pid.
@@ -64,6 +67,7 @@ impl Kind {
             6 => Self::Signal,
             7 => Self::Attach,
             8 => Self::Forget,
+            9 => Self::Clock,
             65 => Self::HelloAck,
             66 => Self::Started,
             67 => Self::Output,

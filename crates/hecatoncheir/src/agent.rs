@@ -1,10 +1,13 @@
 //! The node agent: leases work, keeps its leases alive, does what it is told, and takes over what an earlier agent ran.
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tartarus_api::node::{Action, Assignment, ControlPlane, Directive, NodeInfo};
 use tartarus_types::{LeaseToken, SandboxId, Timestamp};
 use tokio::sync::Notify;
@@ -60,7 +63,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Opens the node's folders.
+    /// Opens the node's folders, and takes over what an earlier agent was running. Within a tokio runtime.
     ///
     /// # Errors
     /// When they cannot be made or read.
@@ -68,7 +71,11 @@ impl Agent {
         let Parts { info, control, workshop, sandboxes, logs, limits, clock } = parts;
         make_dir(&logs)?;
         let ctx = Context { control, workshop, ledger: Ledger::open(sandboxes)?, logs, limits, clock };
-        Ok(Arc::new(Self { ctx, info, handles: Mutex::default(), kick: Notify::new(), tasks: TaskTracker::new() }))
+        let agent =
+            Arc::new(Self { ctx, info, handles: Mutex::default(), kick: Notify::new(), tasks: TaskTracker::new() });
+        // Before anybody can ask for a sandbox: one that runs must never look as if it did not.
+        agent.adopt()?;
+        Ok(agent)
     }
 
     fn handles(&self) -> std::sync::MutexGuard<'_, HashMap<SandboxId, Handle>> {
@@ -87,8 +94,8 @@ impl Agent {
 
     /// Works until `shutdown`, then stops as `stop` says.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken, stop: Stop) {
-        self.adopt();
         self.register(&shutdown).await;
+        self.sweep_logs().await;
         let work = async {
             tokio::join!(self.lease_loop(), self.sync_loop());
         };
@@ -97,33 +104,42 @@ impl Agent {
     }
 
     /// Takes over what an earlier agent was running.
-    fn adopt(self: &Arc<Self>) {
-        let found = self.ctx.ledger.sandboxes().unwrap_or_else(|e| {
-            tracing::error!(error = %e, "the node's ledger cannot be read; nothing is taken over");
-            Vec::new()
-        });
-        for id in found {
+    fn adopt(self: &Arc<Self>) -> std::io::Result<()> {
+        for id in self.ctx.ledger.sandboxes()? {
             let home = self.ctx.ledger.home(&id);
             match home.assignment() {
                 Ok(Some(assignment)) => {
                     let (handle, task) = sandbox::adopt(&self.ctx, assignment);
-                    self.keep(handle, task);
+                    self.keep(handle, Box::pin(task));
                 }
                 // Killed before the assignment was written: nothing was started.
                 Ok(None) => drop(home.remove()),
                 Err(e) => {
-                    tracing::error!(sandbox = %id, error = %e, "its entry in the node's ledger cannot be read; remove its folder by hand")
+                    let dir = home.dir().display().to_string();
+                    return Err(std::io::Error::new(
+                        e.kind(),
+                        format!("the ledger of {id} in {dir} cannot be read: {e}"),
+                    ));
                 }
             }
         }
+        Ok(())
     }
 
-    fn keep(self: &Arc<Self>, handle: Handle, task: impl Future<Output = ()> + Send + 'static) {
+    fn keep(self: &Arc<Self>, handle: Handle, task: Pin<Box<dyn Future<Output = ()> + Send>>) {
         let (agent, id) = (self.clone(), handle.id.clone());
         self.handles().insert(id.clone(), handle);
         self.tasks.spawn(async move {
-            task.await;
+            let panicked = AssertUnwindSafe(task).catch_unwind().await.is_err();
             agent.handles().remove(&id);
+            if panicked {
+                tracing::error!(sandbox = %id, "its task failed on a broken invariant; it is taken over anew");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                if let Ok(Some(assignment)) = agent.ctx.ledger.home(&id).assignment() {
+                    let (handle, task) = sandbox::adopt(&agent.ctx, assignment);
+                    agent.keep(handle, Box::pin(task));
+                }
+            }
         });
     }
 
@@ -141,6 +157,18 @@ impl Agent {
         }
     }
 
+    /// Deletes logs of sandboxes that were removed while no agent was there to hear of it.
+    async fn sweep_logs(&self) {
+        let entries = std::fs::read_dir(&self.ctx.logs).into_iter().flatten().flatten();
+        let kept: Vec<SandboxId> = entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
+        let Ok(known) = self.ctx.control.on_record(&kept).await else { return };
+        for id in kept.iter().filter(|id| !known.contains(id) && self.handle(id).is_none()) {
+            tracing::info!(sandbox = %id, "its record is gone; its logs follow");
+            // What cannot be removed now is tried again at the next start.
+            let _ = tokio::fs::remove_dir_all(self.ctx.logs.join(id.as_str())).await;
+        }
+    }
+
     async fn lease_loop(self: &Arc<Self>) {
         loop {
             match self.ctx.control.lease(&self.info.id, LEASE_WAIT).await {
@@ -155,14 +183,14 @@ impl Agent {
     }
 
     fn take(self: &Arc<Self>, assignment: Assignment) {
-        if let Some(earlier) = self.handle(&assignment.sandbox) {
+        if self.handle(&assignment.sandbox).is_some() {
             // Its earlier attempt is still being ended here: the lease runs out and comes again.
-            tracing::warn!(sandbox = %assignment.sandbox, token = %earlier.token, "leased again while an earlier attempt is still here");
+            tracing::warn!(sandbox = %assignment.sandbox, "leased again while an earlier attempt is still here");
             return;
         }
         tracing::info!(sandbox = %assignment.sandbox, template = %assignment.spec.template, "leased");
         let (handle, task) = sandbox::fresh(&self.ctx, assignment);
-        self.keep(handle, task);
+        self.keep(handle, Box::pin(task));
     }
 
     async fn sync_loop(&self) {
@@ -170,7 +198,7 @@ impl Agent {
             match self.ctx.control.sync(&self.info.id, &self.held()).await {
                 Ok(directives) => {
                     for directive in directives {
-                        self.obey(directive).await;
+                        self.obey(directive);
                     }
                 }
                 Err(e) => tracing::warn!(error = %e, "leases could not be renewed; trying again"),
@@ -179,14 +207,14 @@ impl Agent {
         }
     }
 
-    async fn obey(&self, directive: Directive) {
+    fn obey(&self, directive: Directive) {
         let Some(handle) = self.handle(&directive.sandbox).filter(|h| h.token == directive.token) else { return };
         let request = match directive.action {
             Action::Kill { signal, grace_ms } => Request::Kill { signal, grace_ms, reason: KillReason::Asked },
             Action::Abandon => Request::Abandon,
         };
-        // A task that has just ended needs no orders.
-        let _ = handle.requests.send(request).await;
+        // Never waits: a task that is busy hears of it with the next sync, one that has just ended needs no orders.
+        let _ = handle.requests.try_send(request);
     }
 
     async fn wind_down(&self, stop: Stop) {

@@ -102,13 +102,13 @@ impl Chooser {
         Ok(Self { dir, wanted, supervisor, known: Mutex::new(HashMap::new()) })
     }
 
-    fn qemu(&self, accel: Accel) -> Arc<dyn Driver> {
-        Arc::new(Qemu { program: PathBuf::from(qemu::PROGRAM), accel, supervisor: self.supervisor.clone() })
+    fn qemu(&self, program: &Path, accel: Accel) -> Arc<dyn Driver> {
+        Arc::new(Qemu { program: program.to_owned(), accel, supervisor: self.supervisor.clone() })
     }
 
     /// Takes over machines of any accelerator: by then they only have a supervisor.
     pub(crate) fn adopter(&self) -> Arc<dyn Driver> {
-        self.qemu(Accel::Kvm)
+        self.qemu(Path::new(qemu::PROGRAM), Accel::Kvm)
     }
 
     /// The driver for a kernel, and why. Probes if it must; concurrent callers wait for the same probe.
@@ -123,18 +123,21 @@ impl Chooser {
         if !reprobe && let Some((driver, chosen)) = known.get(kernel) {
             return Ok((driver.clone(), chosen.clone()));
         }
-        let build = qemu::version(Path::new(qemu::PROGRAM))
-            .await
-            .map_err(|e| CannotStart::never(format!("{e}: install QEMU (Debian: apt-get install qemu-system-x86)")))?;
+        let missing = || {
+            let name = qemu::PROGRAM;
+            CannotStart::never(format!("{name} is not there: install QEMU (Debian: apt-get install qemu-system-x86)"))
+        };
+        let program = qemu::find().ok_or_else(missing)?;
+        let build = qemu::version(&program).await.map_err(CannotStart::retry)?;
         let kvm = if self.wanted == Wanted::QemuTcg {
             KvmFound::Absent("not looked for".to_owned())
         } else {
-            self.kvm(kernel, &build, vmlinuz, initramfs, reprobe).await
+            self.kvm(kernel, &program, &build, vmlinuz, initramfs, reprobe).await?
         };
         let chosen = decide(self.wanted, &kvm).map_err(CannotStart::never)?;
         let accel = if chosen.driver == "qemu-kvm" { Accel::Kvm } else { Accel::Tcg { tsc_khz: self.tsc().await.khz } };
         tracing::info!(driver = chosen.driver, why = %chosen.why, "driver chosen");
-        let found = (self.qemu(accel), chosen);
+        let found = (self.qemu(&program, accel), chosen);
         known.insert(kernel.to_owned(), found.clone());
         Ok(found)
     }
@@ -150,14 +153,25 @@ impl Chooser {
             return known.tsc;
         }
         let tsc = tokio::task::spawn_blocking(host::measure_tsc).await.unwrap_or(Tsc { khz: 0, steady: false });
+        if tsc.khz == 0 {
+            return tsc;
+        }
         // Only a cache: without it the next start measures again.
         let _ = write_json(&path, &TscOfBoot { boot, tsc });
         tsc
     }
 
-    async fn kvm(&self, kernel: &str, build: &str, vmlinuz: &Path, initramfs: &Path, reprobe: bool) -> KvmFound {
+    async fn kvm(
+        &self,
+        kernel: &str,
+        program: &Path,
+        build: &str,
+        vmlinuz: &Path,
+        initramfs: &Path,
+        reprobe: bool,
+    ) -> Result<KvmFound, CannotStart> {
         if let Err(e) = std::fs::File::options().read(true).write(true).open("/dev/kvm") {
-            return KvmFound::Absent(format!("/dev/kvm: {e}"));
+            return Ok(KvmFound::Absent(format!("/dev/kvm: {e}")));
         }
         let path = self.dir.join("probe.json");
         let boot = host::boot_id();
@@ -166,27 +180,25 @@ impl Chooser {
             && key(&known)
             && !reprobe
         {
-            return known.kvm;
+            return Ok(known.kvm);
         }
         tracing::info!("probing whether KVM boots a Linux guest (10 s at most)");
-        let kvm = self.probe(vmlinuz, initramfs).await;
+        // A guest that was not even started proves nothing, so nothing is remembered of it.
+        let kvm = self.probe(program, vmlinuz, initramfs).await.map_err(CannotStart::retry)?;
         let probe = Probe { boot: boot.clone(), kernel: kernel.to_owned(), build: build.to_owned(), kvm: kvm.clone() };
         let _ = write_json(&path, &probe);
-        kvm
+        Ok(kvm)
     }
 
-    async fn probe(&self, vmlinuz: &Path, initramfs: &Path) -> KvmFound {
+    async fn probe(&self, program: &Path, vmlinuz: &Path, initramfs: &Path) -> Result<KvmFound, String> {
         let dir = self.dir.join("probe");
         let _ = std::fs::remove_dir_all(&dir);
-        let found = match self.probe_in(&dir, vmlinuz, initramfs).await {
-            Ok(found) => found,
-            Err(e) => KvmFound::Fails(e),
-        };
+        let found = self.probe_in(&dir, program, vmlinuz, initramfs).await;
         let _ = std::fs::remove_dir_all(&dir);
         found
     }
 
-    async fn probe_in(&self, dir: &Path, vmlinuz: &Path, initramfs: &Path) -> Result<KvmFound, String> {
+    async fn probe_in(&self, dir: &Path, program: &Path, vmlinuz: &Path, initramfs: &Path) -> Result<KvmFound, String> {
         make_dir(dir).map_err(|e| e.to_string())?;
         // Disks without content: the agent answers that it cannot be set up, which is answer enough.
         let (base, layer) = (dir.join("base"), dir.join("layer"));
@@ -197,7 +209,7 @@ impl Chooser {
         let machine = Machine { dir: dir.to_owned(), cpus: 1, memory_mib: 256, kernel, initramfs, base, layer };
         let begin = std::time::Instant::now();
         let deadlines = Deadlines { wall_ms: Some(PROBE.as_millis() as u64 + 2_000), ..Deadlines::default() };
-        let vm = self.qemu(Accel::Kvm).boot(&machine, deadlines).await.map_err(|e| e.to_string())?;
+        let vm = self.qemu(program, Accel::Kvm).boot(&machine, deadlines).await.map_err(|e| e.to_string())?;
         let answer = async {
             let channel = vm.channel().await.map_err(|e| e.to_string())?;
             let (tell, _events) = tokio::sync::mpsc::channel(1);

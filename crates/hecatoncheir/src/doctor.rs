@@ -34,7 +34,8 @@ pub(crate) async fn checks(data: &Path, tsc: Tsc) -> Vec<Check> {
 }
 
 async fn hypervisor() -> Check {
-    match qemu::version(Path::new(qemu::PROGRAM)).await {
+    let program = qemu::find().unwrap_or_else(|| qemu::PROGRAM.into());
+    match qemu::version(&program).await {
         Ok(version) => check("hypervisor", Status::Ok, version, None),
         Err(e) => {
             let advice = "install QEMU (Debian: apt-get install qemu-system-x86)";

@@ -74,10 +74,7 @@ pub(crate) async fn open(
     let mut entropy = vec![0; 64];
     getrandom::fill(&mut entropy).map_err(|e| LinkError::Io(std::io::Error::other(e)))?;
     let tag = frame::tag(&nonce);
-    let time_ns = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX));
-    let hello = Hello { version: tartarus_guest::VERSION, time_ns, entropy, hostname };
+    let hello = Hello { version: tartarus_guest::VERSION, time_ns: time_ns(), entropy, hostname };
     let mut opening = frame::preamble(&nonce);
     frame::encode_message(tag, Kind::Hello, 0, &message::encode(&hello), &mut opening);
 
@@ -93,7 +90,15 @@ pub(crate) async fn open(
     let reader = tokio::spawn(read_all(read, decoder, events));
     let writer = tokio::spawn(write_all(write, outbox.clone()));
     let tasks = [AbortOnDropHandle::new(reader), AbortOnDropHandle::new(writer)];
-    Ok((GuestLink { tag, outbox, _tasks: tasks }, ack))
+    let link = GuestLink { tag, outbox, _tasks: tasks };
+    // The hello lay in the port's buffer while the guest booted, so its time is old by now.
+    link.frame(Header { kind: Kind::Clock, stream: 0, process: 0, offset: time_ns() }, &[]);
+    Ok((link, ack))
+}
+
+fn time_ns() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 async fn first_message(read: &mut ReadHalf<Box<dyn Channel>>, decoder: &mut Decoder) -> Result<HelloAck, LinkError> {
@@ -162,10 +167,19 @@ fn event(frame: Frame) -> Result<GuestEvent, Malformed> {
             GuestEvent::Output { process, stream, offset, bytes: payload }
         }
         Kind::StdinAck => GuestEvent::StdinTaken { process, taken: offset },
-        Kind::Ended => GuestEvent::Ended { process, end: message::decode("end", &payload)? },
+        Kind::Ended => GuestEvent::Ended { process, end: possible(message::decode("end", &payload)?)? },
         Kind::Fault => GuestEvent::Gone(format!("the guest agent gave up: {}", words(&payload))),
         other => return Err(Malformed::Kind(other as u8)),
     })
+}
+
+/// Exit codes and signals that Linux knows; others would be taken for something else further on.
+fn possible(end: End) -> Result<End, Malformed> {
+    match end {
+        End::Exited { code, .. } if !(0..=255).contains(&code) => Err(Malformed::Message("end")),
+        End::Signalled { signal, .. } if !(1..=64).contains(&signal) => Err(Malformed::Message("end")),
+        end => Ok(end),
+    }
 }
 
 /// A guest's own words, fit to be printed.

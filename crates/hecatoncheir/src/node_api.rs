@@ -38,11 +38,21 @@ impl LocalNode {
         answer.await.map_err(|_| not_here())?
     }
 
+    /// It runs, and no task of this agent has it now: the agent starts or stops. Whoever asks should ask again.
+    fn between_agents(&self, sandbox: &SandboxId) -> bool {
+        let home = self.agent.ctx.ledger.home(sandbox);
+        home.dir().exists() && matches!(home.outcome(), Ok(None))
+    }
+
     fn stored(&self, sandbox: &SandboxId, exec: &ExecId) -> Result<(ExecSpec, Option<Outcome>), Refusal> {
         stored_exec(&self.agent.ctx.logs, sandbox, exec)
             .map_err(Refusal::internal)?
             .ok_or_else(|| Refusal::not_found("exec", exec.as_str()))
     }
+}
+
+fn ask_again() -> Refusal {
+    Refusal::new(ErrorCode::NodeUnreachable, "the node agent is starting or stopping; ask again")
 }
 
 #[async_trait]
@@ -65,6 +75,7 @@ impl Node for LocalNode {
         let Ok((spec, mut outcome)) = asked else {
             // It has ended, or its sandbox has.
             return match self.stored(sandbox, exec)? {
+                (_, None) if self.between_agents(sandbox) => Err(ask_again()),
                 (spec, None) if self.agent.handle(sandbox).is_none() => {
                     let lost = Outcome::because(tartarus_types::Reason::NodeLost, "its sandbox ended without a word");
                     Ok((spec, Some(lost)))
@@ -102,15 +113,17 @@ impl Node for LocalNode {
         request: OutputRequest,
     ) -> Result<OutputStream, Refusal> {
         let dir = log_dir(&self.agent.ctx.logs, sandbox, target);
-        let live = match self.agent.handle(sandbox) {
-            Some(handle) => {
-                let (reply, answer) = oneshot::channel();
-                match handle.requests.send(Request::Log { target: target.clone(), reply }).await {
-                    Ok(()) => answer.await.ok().flatten(),
-                    Err(_) => None,
-                }
-            }
-            None => None,
+        let (reply, answer) = oneshot::channel();
+        if let Some(handle) = self.agent.handle(sandbox) {
+            // A task that has just ended drops the request, and with it the reply.
+            let _ = handle.requests.send(Request::Log { target: target.clone(), reply }).await;
+        } else {
+            drop(reply);
+        }
+        let live = match answer.await {
+            Ok(live) => live,
+            Err(_) if self.between_agents(sandbox) => return Err(ask_again()),
+            Err(_) => None,
         };
         Ok(follow(dir, live, request))
     }

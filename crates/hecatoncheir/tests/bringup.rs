@@ -33,6 +33,10 @@ impl ControlPlane for Control {
         Ok(())
     }
 
+    async fn on_record(&self, sandboxes: &[SandboxId]) -> Result<Vec<SandboxId>, Refusal> {
+        Ok(sandboxes.to_vec())
+    }
+
     async fn lease(&self, _node: &NodeId, wait: Duration) -> Result<Option<Assignment>, Refusal> {
         let work = self.work.lock().unwrap().take();
         if work.is_none() {

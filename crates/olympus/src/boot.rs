@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -58,7 +58,8 @@ impl Olympus {
 
 fn write_private(path: &Path, key: &ApiKey) -> std::io::Result<()> {
     let temporary = path.with_extension("key.new");
-    let mut file = File::create(&temporary)?;
+    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    // Also when an earlier, interrupted one was there.
     file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
     writeln!(file, "{}", key.reveal())?;
     file.sync_all()?;

@@ -44,7 +44,21 @@ impl ControlPlane for Olympus {
             starting: 0,
         };
         self.store.upsert_node(record).await.map_err(refuse)?;
-        self.store.reclaim(&id, held, self.now()).await.map(drop).map_err(refuse)
+        for record in self.store.reclaim(&id, held, self.now()).await.map_err(refuse)? {
+            tracing::warn!(sandbox = %record.id, state = record.state.as_str(), "its node does not hold it any more");
+            self.after_end(&record);
+        }
+        Ok(())
+    }
+
+    async fn on_record(&self, sandboxes: &[SandboxId]) -> Result<Vec<SandboxId>, Refusal> {
+        let mut known = Vec::new();
+        for id in sandboxes {
+            if self.store.get(id).await.map_err(refuse)?.is_some() {
+                known.push(id.clone());
+            }
+        }
+        Ok(known)
     }
 
     async fn lease(&self, node: &NodeId, wait: Duration) -> Result<Option<Assignment>, Refusal> {

@@ -13,7 +13,7 @@ use super::session::{Session, Signals, Spinner, Style, attend, end, pump};
 use crate::cli::{ExecArgs, RunArgs, env_map, millis};
 use crate::failure::Failed;
 use crate::server::client;
-use crate::terminal::{note, print, print_json};
+use crate::terminal::{note, print};
 
 const FROM_START: [Option<u64>; 2] = [Some(0), Some(0)];
 /// How long a sandbox that is being asked for may take to have an id, once we want it ended.
@@ -40,7 +40,7 @@ pub(super) async fn run(args: RunArgs, progress: bool) -> Result<ExitCode, Faile
     };
     if detach {
         match json {
-            true => print_json(&sandbox)?,
+            true => print(&format!("{}\n", serde_json::to_string(&sandbox).map_err(anyhow::Error::from)?))?,
             false => print(&format!("{}\n", sandbox.id))?,
         }
         return Ok(ExitCode::SUCCESS);

@@ -13,7 +13,8 @@ struct Mount(PathBuf);
 
 impl Mount {
     fn tmpfs(over: &Path, size: &str) -> Option<Self> {
-        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(over).output();
+        let mount =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(over).output();
         mount.is_ok_and(|o| o.status.success()).then(|| Self(over.to_owned()))
     }
 }

@@ -40,7 +40,7 @@ fn a_guest_that_panics_or_powers_off_harms_only_itself() {
     // The last word is out before the guest is gone.
     for (last, message) in [("echo c >/proc/sysrq-trigger", "panic"), ("reboot -f", ""), ("poweroff -f", "")] {
         let command = format!("echo before; sleep 1; {last}; sleep 1000");
-        let run = server.run(&["run", "--timeout", "60s", "busybox", "--", "sh", "-c", &command]);
+        let run = server.run(&["run", "--timeout", "20s", "busybox", "--", "sh", "-c", &command]);
         let errors = String::from_utf8_lossy(&run.stderr);
         assert_eq!(run.status.code(), Some(125), "{last}: {errors}\n{}", server.log());
         assert_eq!(String::from_utf8_lossy(&run.stdout), "before\n", "{last}");

@@ -108,7 +108,7 @@ pub(crate) fn until(what: &str, patience: Duration, mut so: impl FnMut() -> bool
     let end = Instant::now() + patience;
     while !so() {
         assert!(Instant::now() < end, "waited {patience:?} for {what}");
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
@@ -116,7 +116,12 @@ pub(crate) fn until(what: &str, patience: Duration, mut so: impl FnMut() -> bool
 pub(crate) fn started(server: &Server, id: &str) -> Value {
     let mut record = Value::Null;
     until("the command's start", PATIENCE, || {
-        record = server.json(&["inspect", id, "--json"]);
+        let inspected = server.run(&["inspect", id, "--json"]);
+        if !inspected.status.success() {
+            // A client in the background may not have asked for it yet.
+            return false;
+        }
+        record = serde_json::from_slice(&inspected.stdout).unwrap();
         assert!(record["ended_at"].is_null(), "{record}\n{}", server.log());
         !record["started_at"].is_null()
     });

@@ -79,6 +79,10 @@ pub(crate) async fn kernels(s: &impl Store) {
 }
 
 pub(crate) async fn templates(s: &impl Store) {
+    refused!(s.put_template(template("t", "sha256:1")).await, StoreError::NotFound("image", _));
+    for (name, digest) in [("one", "sha256:1"), ("two", "sha256:2")] {
+        s.put_image(image(name, digest)).await.unwrap();
+    }
     let t = template("t", "sha256:1");
     assert_eq!(s.put_template(t.clone()).await.unwrap(), t);
     let again = TemplateRecord { created_at: at(9), ..t.clone() };

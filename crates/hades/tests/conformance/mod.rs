@@ -48,6 +48,7 @@ pub(crate) async fn suite<S: Store>(make: impl AsyncFn(QueueRules) -> S) {
         queue::gives_up_when_retrying_is_useless,
         queue::a_lost_lease_before_and_after_begin,
         queue::renewed_leases_live,
+        queue::a_node_that_starts_holds_what_it_says,
         queue::grace_after_an_absence,
         queue::start_deadlines,
         queue::names_the_next_deadline,

@@ -168,6 +168,34 @@ pub(crate) async fn gives_up_when_retrying_is_useless(s: &impl Store) {
     assert_eq!(s.failures(&id).await.unwrap(), ["it was killed"]);
 }
 
+/// As `a_lost_lease_before_and_after_begin`, at once, and for nothing that is held.
+pub(crate) async fn a_node_that_starts_holds_what_it_says(s: &impl Store) {
+    let (node, other) = (join(s).await, join(s).await);
+    let mut leases = Vec::new();
+    for holder in [&node, &node, &node, &other] {
+        accept(s, new(), T0).await;
+        leases.push(lease(s, holder, T0).await);
+    }
+    for lease in &leases[1..3] {
+        s.apply(&lease.record.id, &lease.token, Event::Prepare, None, T0).await.unwrap();
+        s.apply(&lease.record.id, &lease.token, Event::Begin, None, T0).await.unwrap();
+    }
+    let held = [(leases[1].record.id.clone(), leases[1].token.clone())];
+    let changed = s.reclaim(&node, &held, at(1)).await.unwrap();
+    assert_eq!(changed.len(), 2);
+    let state = async |i: usize| s.get(&leases[i].record.id).await.unwrap().unwrap().state;
+    assert_eq!(state(0).await, State::Queued, "its command never began");
+    assert_eq!(state(1).await, State::Running, "it is held");
+    assert_eq!(state(2).await, State::Lost, "its command may have run");
+    assert_eq!(state(3).await, State::Scheduled, "it is another node's");
+    assert_eq!(reserved(s, &node).await, (110, 0));
+    assert!(s.reclaim(&node, &held, at(2)).await.unwrap().is_empty(), "again is nothing new");
+    // The right sandbox with an old token is not held.
+    let stale = [(leases[1].record.id.clone(), LeaseToken::random())];
+    assert_eq!(s.reclaim(&node, &stale, at(3)).await.unwrap().len(), 1);
+    assert_eq!(state(1).await, State::Lost);
+}
+
 pub(crate) async fn a_lost_lease_before_and_after_begin(s: &impl Store) {
     let node = join(s).await;
     let early = accept(s, new(), at(0)).await.id;

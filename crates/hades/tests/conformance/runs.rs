@@ -109,6 +109,11 @@ pub(crate) async fn replays_idempotent_requests(s: &impl Store) {
     };
     assert_eq!(replayed(s.accept(keyed("me", "k", 1), at(2)).await.unwrap()), first, "as it was when it was accepted");
     refused!(s.accept(keyed("me", "k", 2), at(3)).await, StoreError::IdempotencyMismatch);
+    let key = |caller: &str, request: u8| keyed(caller, "k", request).idempotency.unwrap();
+    assert_eq!(s.replay(&key("me", 1), at(3)).await.unwrap(), Some(first.clone()));
+    assert_eq!(s.replay(&key("you", 1), at(3)).await.unwrap(), None, "another caller's");
+    assert_eq!(s.replay(&key("me", 1), at(DAY)).await.unwrap(), None, "expired");
+    refused!(s.replay(&key("me", 2), at(3)).await, StoreError::IdempotencyMismatch);
     accept(s, keyed("you", "k", 2), at(4)).await;
     accept(s, keyed("me", "l", 3), at(5)).await;
     s.kill(&first.id, TERM, true, at(6)).await.unwrap();

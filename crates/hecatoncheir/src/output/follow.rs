@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::stream;
 use tartarus_api::node::{OutputEvent, OutputRequest, OutputStream};
-use tartarus_types::Refusal;
+use tartarus_types::{ErrorCode, Refusal};
 use tokio::sync::watch;
 
 use super::segments::{self, Segment};
@@ -29,7 +29,11 @@ pub(crate) fn follow(dir: PathBuf, live: Option<Arc<LiveLog>>, request: OutputRe
         if state.done {
             return None;
         }
-        let event = state.next().await.map_err(|e| Refusal::internal(format!("reading the log: {e}")));
+        let event = state.next().await.map_err(|e| match e.kind() {
+            // The client comes again, from where it is.
+            io::ErrorKind::Interrupted => Refusal::new(ErrorCode::NodeUnreachable, e.to_string()),
+            _ => Refusal::internal(format!("reading the log: {e}")),
+        });
         state.done = !matches!(event, Ok(OutputEvent::Data { .. } | OutputEvent::Gap { .. }));
         Some((event, state))
     }))

@@ -10,6 +10,7 @@ mod segments;
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -56,6 +57,8 @@ pub(crate) struct LiveLog {
     limits: LogLimits,
     extent: watch::Sender<Extent>,
     readers: Mutex<Readers>,
+    /// The writer waits for nobody any more.
+    released: AtomicBool,
     /// Some reader moved or left.
     moved: tokio::sync::Notify,
 }
@@ -91,6 +94,7 @@ impl LiveLog {
         let log = Arc::new(Self {
             limits,
             extent: watch::Sender::new(extent),
+            released: AtomicBool::new(false),
             readers: Mutex::new(Readers { attached, ..Readers::default() }),
             moved: tokio::sync::Notify::new(),
         });
@@ -113,7 +117,11 @@ impl LiveLog {
         }
         let floor = len - self.window();
         loop {
-            let moved = self.moved.notified();
+            let mut moved = std::pin::pin!(self.moved.notified());
+            moved.as_mut().enable();
+            if self.released.load(Ordering::SeqCst) {
+                return;
+            }
             let mut until = None;
             {
                 let readers = self.readers();
@@ -136,6 +144,13 @@ impl LiveLog {
                 None => moved.await,
             }
         }
+    }
+
+    /// From now on the writer waits for nobody: its process has ended, and what is still to come fits into what
+    /// followers may lag behind.
+    pub(crate) fn release(&self) {
+        self.released.store(true, Ordering::SeqCst);
+        self.moved.notify_waiters();
     }
 
     /// A reader that begins at these positions; `u64::MAX` for a stream it does not want.
@@ -203,24 +218,24 @@ impl LogWriter {
         *self.log.extent.borrow()
     }
 
-    /// Appends to both streams, shows it to followers, and returns when it is on disk. Waits for slow followers first.
-    /// The last bytes of a process need not `wait`: they are fewer than what followers may lag behind beyond the window.
-    pub(crate) async fn append(&mut self, bytes: [Vec<u8>; 2], wait: bool) -> io::Result<()> {
+    /// Appends to both streams, shows it to followers, and returns when it is on disk. Waits for slow followers first,
+    /// unless the log was released.
+    pub(crate) async fn append(&mut self, bytes: [Vec<u8>; 2]) -> io::Result<()> {
         // A piece larger than the window would wait for followers to read what is not written yet.
         let most = usize::try_from(self.log.window() / 2).unwrap_or(usize::MAX).max(1);
         let [mut out, mut err] = bytes;
         while out.len() > most || err.len() > most {
             let rest = [out.split_off(out.len().min(most)), err.split_off(err.len().min(most))];
-            self.append_piece([out, err], wait).await?;
+            self.append_piece([out, err]).await?;
             [out, err] = rest;
         }
-        self.append_piece([out, err], wait).await
+        self.append_piece([out, err]).await
     }
 
-    async fn append_piece(&mut self, bytes: [Vec<u8>; 2], wait: bool) -> io::Result<()> {
+    async fn append_piece(&mut self, bytes: [Vec<u8>; 2]) -> io::Result<()> {
         let extent = self.extent();
         for (stream, bytes) in bytes.iter().enumerate() {
-            if wait && !bytes.is_empty() {
+            if !bytes.is_empty() {
                 self.log.room(stream, extent.len[stream] + bytes.len() as u64).await;
             }
         }

@@ -26,8 +26,8 @@ async fn what_is_written_is_read_back_by_stream() {
     let dir = tempfile::tempdir().unwrap();
     let (log, mut writer) = LiveLog::open(dir.path(), LogLimits::default(), false).unwrap();
     let reading = tokio::spawn(collect(follow(dir.path().to_owned(), Some(log), ALL)));
-    writer.append([b"out\0\xff".to_vec(), b"err".to_vec()], true).await.unwrap();
-    writer.append([b"put".to_vec(), Vec::new()], true).await.unwrap();
+    writer.append([b"out\0\xff".to_vec(), b"err".to_vec()]).await.unwrap();
+    writer.append([b"put".to_vec(), Vec::new()]).await.unwrap();
     writer.close();
     assert_eq!(reading.await.unwrap(), ([b"out\0\xffput".to_vec(), b"err".to_vec()], 0));
     // And again from disk, from the middle.
@@ -43,7 +43,7 @@ async fn the_stored_log_keeps_start_and_end_and_says_what_is_missing() {
     let (_log, mut writer) = LiveLog::open(dir.path(), limits, false).unwrap();
     let total = 1_000_000;
     for at in (0..total).step_by(7_000) {
-        writer.append([numbered(at, 7_000.min((total - at) as usize)), Vec::new()], true).await.unwrap();
+        writer.append([numbered(at, 7_000.min((total - at) as usize)), Vec::new()]).await.unwrap();
     }
     drop(writer);
     let (got, gap) = collect(follow(dir.path().to_owned(), None, ALL)).await;
@@ -64,7 +64,7 @@ async fn a_slow_follower_misses_nothing_and_holds_the_writer() {
     let events = follow(dir.path().to_owned(), Some(log), ALL);
     let writing = tokio::spawn(async move {
         for at in (0..1_000_000).step_by(10_000) {
-            writer.append([numbered(at, 10_000), Vec::new()], true).await.unwrap();
+            writer.append([numbered(at, 10_000), Vec::new()]).await.unwrap();
         }
         writer.close();
     });
@@ -82,7 +82,7 @@ async fn a_follower_that_leaves_frees_the_writer() {
     let limits = LogLimits { head: 1_000, tail: 10_000 };
     let (log, mut writer) = LiveLog::open(dir.path(), limits, false).unwrap();
     let events = follow(dir.path().to_owned(), Some(log), ALL);
-    let writing = tokio::spawn(async move { writer.append([vec![0; 50_000], Vec::new()], true).await });
+    let writing = tokio::spawn(async move { writer.append([vec![0; 50_000], Vec::new()]).await });
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(!writing.is_finished());
     drop(events);
@@ -94,7 +94,7 @@ async fn an_attached_client_is_waited_for_but_not_for_ever() {
     let dir = tempfile::tempdir().unwrap();
     let limits = LogLimits { head: 1_000, tail: 10_000 };
     let (_log, mut writer) = LiveLog::open(dir.path(), limits, true).unwrap();
-    let writing = tokio::spawn(async move { writer.append([vec![0; 50_000], Vec::new()], true).await });
+    let writing = tokio::spawn(async move { writer.append([vec![0; 50_000], Vec::new()]).await });
     tokio::time::sleep(Duration::from_millis(10)).await;
     assert!(!writing.is_finished(), "output was left out although a client had said it would read");
     tokio::time::sleep(ATTACH_GRACE).await;
@@ -106,11 +106,11 @@ async fn a_log_is_taken_up_again_after_a_crash() {
     let dir = tempfile::tempdir().unwrap();
     let limits = LogLimits { head: 100, tail: 100_000 };
     let (_, mut writer) = LiveLog::open(dir.path(), limits, false).unwrap();
-    writer.append([numbered(0, 5_000), Vec::new()], true).await.unwrap();
+    writer.append([numbered(0, 5_000), Vec::new()]).await.unwrap();
     drop(writer);
     let (log, mut writer) = LiveLog::open(dir.path(), limits, false).unwrap();
     assert_eq!(log.watch().borrow().len, [5_000, 0]);
-    writer.append([numbered(5_000, 5_000), Vec::new()], true).await.unwrap();
+    writer.append([numbered(5_000, 5_000), Vec::new()]).await.unwrap();
     drop(writer);
     let (got, gap) = collect(follow(dir.path().to_owned(), None, ALL)).await;
     assert_eq!((got[0].clone(), gap), (numbered(0, 10_000), 0));
@@ -121,8 +121,21 @@ async fn a_follower_is_cut_off_not_ended_when_the_agent_stops() {
     let dir = tempfile::tempdir().unwrap();
     let (log, mut writer) = LiveLog::open(dir.path(), LogLimits::default(), false).unwrap();
     let mut events = follow(dir.path().to_owned(), Some(log), ALL);
-    writer.append([b"half".to_vec(), Vec::new()], true).await.unwrap();
+    writer.append([b"half".to_vec(), Vec::new()]).await.unwrap();
     drop(writer);
     assert!(matches!(events.next().await, Some(Ok(OutputEvent::Data { .. }))));
     assert!(matches!(events.next().await, Some(Err(_))));
+}
+
+#[tokio::test]
+async fn a_released_writer_waits_for_no_follower() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = LogLimits { head: 1_000, tail: 10_000 };
+    let (log, mut writer) = LiveLog::open(dir.path(), limits, false).unwrap();
+    let _stalled = follow(dir.path().to_owned(), Some(log.clone()), ALL);
+    let writing = tokio::spawn(async move { writer.append([vec![0; 50_000], Vec::new()]).await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!writing.is_finished());
+    log.release();
+    writing.await.unwrap().unwrap();
 }

@@ -43,6 +43,7 @@ pub(super) fn of_machine(exit: &VmExit, has_command: bool) -> Outcome {
         Cause::Idle => (Reason::Idle, "its supervisor ended it after it was idle for too long".to_owned()),
         Cause::Lease => (Reason::NodeLost, "its supervisor ended it when the node's lease ran out".to_owned()),
         Cause::SupervisorDied => (Reason::HypervisorDied, format!("the hypervisor ended: {}", exit.status)),
+        Cause::Halted => (Reason::GuestDied, "the guest powered off or halted".to_owned()),
         Cause::Ordered => (Reason::Killed, "ended".to_owned()),
         Cause::Itself if exit.panicked => {
             (Reason::GuestDied, format!("the guest's kernel panicked:\n{}", exit.console))
@@ -93,6 +94,7 @@ mod tests {
             (exit(Cause::Itself, "exit code 0", true), Reason::GuestDied, 125),
             (exit(Cause::Itself, "exit code 0", false), Reason::GuestDied, 125),
             (exit(Cause::SupervisorDied, "", false), Reason::HypervisorDied, 125),
+            (exit(Cause::Halted, "killed by SIGKILL", false), Reason::GuestDied, 125),
             (exit(Cause::Wall, "", false), Reason::Timeout, 124),
             (exit(Cause::Idle, "", false), Reason::Idle, 124),
         ] {

@@ -105,6 +105,7 @@ impl Process {
     pub(crate) fn finish(&self) {
         self.inbox.lock().finished = true;
         self.inbox.news.notify_one();
+        self.log.release();
     }
 
     /// Asks the guest for everything from here on: after the start, and in every new session.
@@ -127,7 +128,7 @@ async fn record(process: u32, inbox: Arc<Inbox>, mut writer: LogWriter, notes: m
             (std::mem::take(&mut arrived.bytes), arrived.finished)
         };
         if bytes.iter().any(|b| !b.is_empty()) {
-            if let Err(e) = writer.append(bytes, !finished).await {
+            if let Err(e) = writer.append(bytes).await {
                 break Err(e);
             }
             if notes.send(Note::Recorded { process, len: writer.extent().len }).await.is_err() {
@@ -168,7 +169,7 @@ impl Stdin {
             Some(Refusal::field("offset", format!("{offset} leaves a gap: {accepted} bytes were taken so far")))
         } else if self.eof && end > accepted {
             Some(Refusal::field("offset", "standard input was closed before"))
-        } else if end - self.taken > STDIN_QUEUE {
+        } else if end.saturating_sub(self.taken) > STDIN_QUEUE {
             Some(Refusal::new(ErrorCode::Busy, "the command does not read its standard input; wait and try again"))
         } else {
             None
@@ -222,6 +223,8 @@ impl Stdin {
 
     /// A new session: what the guest had not taken by then is sent again.
     pub(crate) fn resume(&mut self, taken: u64) {
+        // A guest may claim anything; what it claims is only held against it.
+        let taken = taken.min(1 << 62);
         if taken >= self.taken {
             self.sent = self.sent.max(taken);
             self.taken(taken);

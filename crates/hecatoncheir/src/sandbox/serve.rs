@@ -87,12 +87,12 @@ impl Steady {
         if self.processes.len() >= tartarus_guest::MAX_PROCESSES {
             return Err(Refusal::new(ErrorCode::Busy, "too many commands run in the sandbox"));
         }
-        let used = execs::all(&task.ctx.logs, sandbox).map_err(io)?;
-        let number = used.iter().map(|(e, _)| e.number).max().unwrap_or(MAIN) + 1;
+        let number = self.highest + 1;
         let target = Target::Exec(spec.id.clone());
         let dir = execs::log_dir(&task.ctx.logs, sandbox, &target);
         let stored = StoredExec { number, spec };
         execs::put(&dir, &stored).map_err(io)?;
+        self.highest = number;
         let process = open_exec(task, &stored, &self.notes_tx).map_err(io)?;
         let heard = self.link.start(number, &process.start) && process.attach(&self.link);
         self.processes.insert(number, process);
@@ -158,4 +158,10 @@ fn open_exec(task: &Task, exec: &StoredExec, notes: &mpsc::Sender<Note>) -> io::
     let dir = execs::log_dir(&task.ctx.logs, &task.assignment.sandbox, &target);
     let log = LiveLog::open(&dir, task.ctx.limits, spec.attach)?;
     Ok(Process::new(exec.number, target, start, log, notes.clone()))
+}
+
+/// The highest number of any process that the sandbox ever had.
+pub(super) fn highest_number(task: &Task) -> u32 {
+    let all = execs::all(&task.ctx.logs, &task.assignment.sandbox).unwrap_or_default();
+    all.iter().map(|(exec, _)| exec.number).max().unwrap_or(MAIN)
 }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::bringup::Greeted;
 use super::ending::{self, Asked};
 use super::process::{Note, Process, outcome_of};
-use super::serve::open_processes;
+use super::serve::{highest_number, open_processes};
 use super::task::{End, Task};
 use super::{KillReason, Request};
 use crate::link::{GuestEvent, GuestLink};
@@ -26,6 +26,8 @@ pub(super) const MAIN: u32 = 0;
 const DRAIN: Duration = Duration::from_secs(1);
 /// The supervisor's limits lie beyond the agent's own, which end things with more care.
 const SUPERVISOR_SLACK_MS: u64 = 3_000;
+/// A command that was let begin is given at least so long to start, ms: the guest answered just now.
+const MIN_START_MS: u64 = 20_000;
 /// The supervisor hears of use at most this often.
 const TOUCH: Duration = Duration::from_millis(500);
 
@@ -37,12 +39,16 @@ pub(super) struct Steady {
     notes: mpsc::Receiver<Note>,
     pub(super) notes_tx: mpsc::Sender<Note>,
     pub(super) processes: BTreeMap<u32, Process>,
+    /// The highest number that a process ever had.
+    pub(super) highest: u32,
     pub(super) asked: Asked,
     /// Signal and grace of the kill that was last obeyed.
     killed: Option<(i32, u64)>,
     /// The machine is ended then, whatever its command does.
     end_at: Option<Instant>,
     limit_at: Option<Instant>,
+    /// The command must have started by then.
+    start_at: Option<Instant>,
     idle: Option<Duration>,
     used_at: Instant,
     touched_at: Instant,
@@ -54,7 +60,7 @@ pub(super) struct Steady {
 
 impl Steady {
     /// Takes over a greeted guest: attaches to what runs there, starts what does not yet.
-    pub(super) fn new(task: &Task, greeted: Greeted) -> Self {
+    pub(super) async fn new(task: &Task, greeted: Greeted) -> Self {
         let (notes_tx, notes) = mpsc::channel(NOTES);
         let opened = open_processes(task, &notes_tx);
         let Greeted { vm, link, events, ack, .. } = greeted;
@@ -66,10 +72,12 @@ impl Steady {
             notes,
             notes_tx,
             processes: BTreeMap::new(),
+            highest: highest_number(task),
             asked: Asked::default(),
             killed: None,
             end_at: None,
             limit_at: None,
+            start_at: None,
             idle: task.assignment.spec.idle_timeout_ms.map(Duration::from_millis),
             used_at: now,
             touched_at: now,
@@ -80,11 +88,14 @@ impl Steady {
             Ok(processes) => steady.processes = processes,
             Err(e) => steady.fail(Reason::NodeFailed, &format!("its log could not be opened: {e}")),
         }
+        steady.arm(task).await;
         let mut heard = true;
+        let mut started = task.assignment.spec.command.is_empty();
         for process in steady.processes.values_mut() {
             let known = ack.processes.iter().find(|p| p.token == process.start.token);
             match known {
                 Some(status) => {
+                    started |= process.number == MAIN;
                     process.stdin.resume(status.stdin_taken);
                     heard &= matches!(status.state, ProcessState::Running { .. } | ProcessState::Ended(_));
                 }
@@ -96,11 +107,13 @@ impl Steady {
         if !heard {
             steady.fail(Reason::GuestDied, "the guest does not listen");
         }
+        if started {
+            steady.on_started(task).await;
+        }
         steady
     }
 
     pub(super) async fn run(mut self, task: &mut Task) -> End {
-        self.arm(task).await;
         while let Some(request) = task.early.pop_front() {
             self.on_request(task, request);
         }
@@ -131,7 +144,8 @@ impl Steady {
         }
     }
 
-    /// Sets the limits: here, and beyond them at the supervisor.
+    /// Sets the limits, here and beyond them at the supervisor: those of the command once it has started, until then
+    /// those of its start, with room for all of the command.
     async fn arm(&mut self, task: &Task) {
         let spec = &task.assignment.spec;
         let now = task.now();
@@ -139,11 +153,14 @@ impl Steady {
             let live = task.live.borrow();
             live.progress.moments.iter().find(|m| m.phase == "command_started").map(|m| m.at)
         };
-        if started.is_none() && spec.command.is_empty() {
-            self.on_started(task).await;
-        }
-        let left = spec.timeout_ms.map(|ms| ms.saturating_sub(now.ms_since(started.unwrap_or(now))));
-        self.limit_at = left.and_then(|ms| Instant::now().checked_add(Duration::from_millis(ms)));
+        let start_ms = task.assignment.start_deadline.ms_since(now).max(MIN_START_MS);
+        let left = spec.timeout_ms.map(|ms| match started {
+            Some(at) => ms.saturating_sub(now.ms_since(at)),
+            None => ms.saturating_add(start_ms),
+        });
+        let after = |ms: u64| Instant::now().checked_add(Duration::from_millis(ms));
+        self.limit_at = left.filter(|_| started.is_some()).and_then(after);
+        self.start_at = started.is_none().then(|| after(start_ms)).flatten();
         let slack = |ms: u64| ms.saturating_add(SUPERVISOR_SLACK_MS);
         let deadlines =
             Deadlines { wall_ms: left.map(slack), idle_ms: spec.idle_timeout_ms.map(slack), lease_ms: None };
@@ -151,10 +168,15 @@ impl Steady {
         let _ = self.vm.set_deadlines(deadlines).await;
     }
 
+    /// When the idle limit passes; an end that was asked for, or has come, is not overtaken by it.
+    fn idle_at(&self) -> Option<Instant> {
+        let waiting = self.end_at.is_none() && self.asked == Asked::default() && self.gone.is_none();
+        self.idle.filter(|_| waiting).and_then(|d| self.used_at.checked_add(d))
+    }
+
     fn next_deadline(&self) -> Option<Instant> {
-        let idle = self.idle.and_then(|d| self.used_at.checked_add(d)).filter(|_| self.end_at.is_none());
         let limit = self.limit_at.filter(|_| self.asked.limit.is_none());
-        [self.end_at, limit, idle].into_iter().flatten().min()
+        [self.end_at, limit, self.idle_at(), self.start_at].into_iter().flatten().min()
     }
 
     async fn on_deadline(&mut self, exited: bool) {
@@ -164,6 +186,11 @@ impl Steady {
             self.end_at = None;
             if exited {
                 self.gone.get_or_insert_with(|| "its machine ended".to_owned());
+            } else if self.asked == Asked::default()
+                && let Some(why) = self.gone.clone()
+            {
+                // It lives, and nobody can speak to it any more.
+                self.fail(Reason::GuestDied, &format!("the guest agent was lost: {why}"));
             }
             self.vm.kill().await;
         } else if passed(self.limit_at) && self.asked.limit.is_none() {
@@ -171,7 +198,10 @@ impl Steady {
             self.asked.limit = Some(if has_command { Reason::Timeout } else { Reason::Ttl });
             self.signal(MAIN, 9);
             self.end_at = Some(now + if has_command { DRAIN } else { Duration::ZERO });
-        } else if passed(self.idle.and_then(|d| self.used_at.checked_add(d))) {
+        } else if passed(self.start_at) {
+            self.start_at = None;
+            self.fail(Reason::StartTimeout, "its guest did not start the command in time");
+        } else if passed(self.idle_at()) {
             self.asked.limit = Some(Reason::Idle);
             self.end_at = Some(now);
         }
@@ -190,6 +220,10 @@ impl Steady {
             return Some(failed.clone());
         }
         let exit = exit.filter(|_| self.gone.is_some())?;
+        // Its end arrived, and so did all its output, which is only not all on disk yet.
+        if let Some(end) = main.and_then(|m| m.end.as_ref()) {
+            return Some(ending::outcome(Some(outcome_of(end)), self.asked));
+        }
         Some(if self.asked == Asked::default() {
             ending::of_machine(exit, !task.assignment.spec.command.is_empty())
         } else {
@@ -211,6 +245,14 @@ impl Steady {
 
     async fn on_guest(&mut self, task: &Task, event: GuestEvent) {
         let fine = match event {
+            // One that has ended here, while this was on its way.
+            GuestEvent::Started { process }
+            | GuestEvent::StdinTaken { process, .. }
+            | GuestEvent::Ended { process, .. }
+                if process <= self.highest && !self.processes.contains_key(&process) =>
+            {
+                true
+            }
             GuestEvent::Started { process } => {
                 if process == MAIN {
                     self.on_started(task).await;
@@ -252,9 +294,7 @@ impl Steady {
         }
         let at = task.now();
         task.live.send_modify(|live| live.progress.moments.push(Moment { phase: "command_started".into(), at }));
-        if let Some(ms) = task.assignment.spec.timeout_ms {
-            self.limit_at = Instant::now().checked_add(Duration::from_millis(ms));
-        }
+        self.arm(task).await;
         let progress = task.live.borrow().progress.clone();
         if let Err(e) = task.home.put_progress(&progress) {
             tracing::warn!(sandbox = %task.assignment.sandbox, error = %e, "progress could not be written");
@@ -313,6 +353,10 @@ impl Steady {
 
     /// Ends the machine, stores the last output, and settles what still ran beside the command.
     async fn wind_up(mut self, task: &Task, outcome: Outcome) -> End {
+        // Before the machine is ended, so that an agent that takes over from here knows how it had ended.
+        if let Err(e) = task.home.put_outcome(&outcome) {
+            tracing::error!(sandbox = %task.assignment.sandbox, error = %e, "the end could not be written to the ledger");
+        }
         self.vm.kill().await;
         for process in self.processes.values_mut() {
             process.stdin.close();

@@ -75,8 +75,9 @@ impl Task {
             }
             End::GiveBack(why) => {
                 tracing::warn!(sandbox = %id, why = %why, "given back");
-                self.report(Report::GiveBack { why: why.why, retry: why.retry }).await;
+                // Nothing runs. The folder goes first: the next attempt may come to this node at once.
                 self.forget().await;
+                self.report(Report::GiveBack { why: why.why, retry: why.retry }).await;
             }
             End::Outcome(outcome) => {
                 tracing::info!(sandbox = %id, state = outcome.state().as_str(), reason = ?outcome.reason, "ended");
@@ -103,10 +104,20 @@ impl Task {
         self.live.send_modify(|live| {
             live.progress.moments.push(Moment { phase: "leased".to_owned(), at: self.assignment.leased_at });
         });
-        if self.report(Report::Preparing).await == Verdict::Abandon {
-            return End::Abandoned;
+        match self.report(Report::Preparing).await {
+            Some(Verdict::Go) => {}
+            Some(Verdict::Abandon) => return End::Abandoned,
+            None => return End::Left,
         }
-        let prepared = match Prepared::new(&self.ctx, &self.assignment).await {
+        let patience = Duration::from_millis(self.start_ms_left());
+        let prepared = tokio::select! {
+            prepared = Prepared::new(&self.ctx, &self.assignment) => prepared,
+            end = stop_asked(&mut self.requests, &mut self.early) => return end,
+            () = tokio::time::sleep(patience) => {
+                return End::Outcome(Outcome::because(Reason::StartTimeout, "its disk was not made in time"));
+            }
+        };
+        let prepared = match prepared {
             Ok(prepared) => prepared,
             Err(e) => return End::GiveBack(e),
         };
@@ -127,7 +138,7 @@ impl Task {
     /// From a running machine to the end.
     async fn boot(&mut self, launched: Launched, patience: Duration) -> End {
         self.live.send_modify(|live| live.hypervisor_pid = Some(launched.vm.pid()));
-        let hostname = self.assignment.sandbox.as_str().replace('_', "-");
+        let hostname = self.hostname();
         let greeting = tokio::select! {
             greeting = launched.greet(&hostname) => greeting,
             exit = launched.vm.wait() => Err(bringup::ended(&exit)),
@@ -146,21 +157,75 @@ impl Task {
             Ok((link, events, ack)) => self.begin(Greeted { vm: launched.vm, link, events, ack }).await,
             Err(e) => {
                 launched.unwind().await;
-                if self.home.begun() {
-                    End::Outcome(Outcome::because(Reason::GuestDied, e.why))
-                } else {
-                    End::GiveBack(e)
+                End::GiveBack(e)
+            }
+        }
+    }
+
+    /// Takes up a guest whose command may run. It is given all the time that its limits leave it; a kill that comes
+    /// before it answers is obeyed when it does, and ends the machine when it does not.
+    async fn greet_again(&mut self, launched: Launched) -> End {
+        self.live.send_modify(|live| live.hypervisor_pid = Some(launched.vm.pid()));
+        let hostname = self.hostname();
+        let mut killed: Option<(tokio::time::Instant, KillReason)> = None;
+        let greeting = {
+            let mut greeting = std::pin::pin!(launched.greet(&hostname));
+            loop {
+                let patience = async {
+                    match killed {
+                        Some((at, _)) => tokio::time::sleep_until(at).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    greeting = &mut greeting => break Some(greeting),
+                    exit = launched.vm.wait() => {
+                        return End::Outcome(ending::of_machine(&exit, !self.assignment.spec.command.is_empty()));
+                    }
+                    () = patience => break None,
+                    request = self.requests.recv() => match request {
+                        Some(Request::Leave) | None => return End::Left,
+                        Some(Request::Abandon) => break None,
+                        Some(Request::Kill { signal, grace_ms, reason }) => {
+                            let at = tokio::time::Instant::now() + Duration::from_millis(grace_ms) + REGREET;
+                            killed.get_or_insert((at, reason));
+                            self.early.push_back(Request::Kill { signal, grace_ms, reason });
+                        }
+                        Some(request) if self.early.len() < REQUESTS => self.early.push_back(request),
+                        Some(request) => super::requests::refuse(request, "it is still being taken over"),
+                    },
+                }
+            }
+        };
+        match greeting {
+            Some(Ok((link, events, ack))) => self.begin(Greeted { vm: launched.vm, link, events, ack }).await,
+            Some(Err(e)) => {
+                launched.unwind().await;
+                End::Outcome(Outcome::because(Reason::GuestDied, e.why))
+            }
+            None => {
+                launched.unwind().await;
+                match killed {
+                    Some((_, reason)) => {
+                        End::Outcome(ending::outcome(None, ending::Asked { kill: Some(reason), limit: None }))
+                    }
+                    None => End::Abandoned,
                 }
             }
         }
     }
 
+    fn hostname(&self) -> String {
+        self.assignment.sandbox.as_str().replace('_', "-")
+    }
+
     /// Asks for leave to begin, and goes on to the steady state.
     async fn begin(&mut self, greeted: Greeted) -> End {
         let kernel: String = greeted.ack.kernel.chars().filter(|c| !c.is_control()).take(100).collect();
-        tracing::info!(sandbox = %self.assignment.sandbox, kernel, "guest ready");
+        let shown = kernel.clone();
         self.live.send_modify(|live| live.progress.guest_kernel = Some(kernel));
         if !self.home.begun() {
+            tracing::info!(sandbox = %self.assignment.sandbox, kernel = shown, "guest ready");
             self.reached("guest_ready");
             if let Err(e) = self.home.mark_begun() {
                 greeted.unwind().await;
@@ -170,32 +235,53 @@ impl Task {
         // A guest that knows the attempt has started it, so leave was given before this agent's time.
         let token = self.assignment.token.as_str();
         let granted = greeted.ack.processes.iter().any(|p| p.token == token);
-        if !granted && self.report(Report::Begin).await == Verdict::Abandon {
-            greeted.unwind().await;
-            return End::Abandoned;
+        if !granted {
+            match self.report(Report::Begin).await {
+                Some(Verdict::Go) => {}
+                Some(Verdict::Abandon) => {
+                    greeted.unwind().await;
+                    return End::Abandoned;
+                }
+                None => return End::Left,
+            }
         }
-        Steady::new(self, greeted).run(self).await
+        Steady::new(self, greeted).await.run(self).await
     }
 
     async fn take_over(&mut self) -> End {
         if let Ok(Some(outcome)) = self.home.outcome() {
             return End::Outcome(outcome);
         }
-        match self.ctx.workshop.adopter().adopt(self.home.dir()).await {
-            Ok(Adopted::Running(vm)) => {
+        let adopted = loop {
+            match self.ctx.workshop.adopter().adopt(self.home.dir()).await {
+                Ok(adopted) => break adopted,
+                Err(e) => tracing::warn!(sandbox = %self.assignment.sandbox, error = %e, "cannot be taken over yet"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(500)) => {}
+                request = self.requests.recv() => match request {
+                    Some(Request::Leave) | None => return End::Left,
+                    Some(request) => self.early.push_back(request),
+                },
+            }
+        };
+        match adopted {
+            Adopted::Running(vm) => {
                 tracing::info!(sandbox = %self.assignment.sandbox, pid = vm.pid(), "taken over");
+                if self.home.begun() {
+                    return self.greet_again(Launched { vm }).await;
+                }
                 let left = Duration::from_millis(self.start_ms_left());
                 self.boot(Launched { vm }, left.max(REGREET)).await
             }
-            Ok(Adopted::Ended(exit)) if self.home.begun() => {
+            Adopted::Ended(exit) if self.home.begun() => {
                 End::Outcome(ending::of_machine(&exit, !self.assignment.spec.command.is_empty()))
             }
-            Ok(Adopted::Ended(exit)) => End::GiveBack(bringup::ended(&exit)),
-            Ok(Adopted::Absent) if self.home.begun() => {
+            Adopted::Ended(exit) => End::GiveBack(bringup::ended(&exit)),
+            Adopted::Absent if self.home.begun() => {
                 End::Outcome(Outcome::because(Reason::HypervisorDied, "nothing was left of its machine"))
             }
-            Ok(Adopted::Absent) => End::GiveBack(CannotStart::retry("the node agent was restarted")),
-            Err(e) => End::Outcome(Outcome::because(Reason::HypervisorDied, e.to_string())),
+            Adopted::Absent => End::GiveBack(CannotStart::retry("the node agent was restarted")),
         }
     }
 
@@ -209,16 +295,23 @@ impl Task {
         None
     }
 
-    /// Reports until the control plane has heard it.
-    pub(super) async fn report(&self, report: Report) -> Verdict {
+    /// Reports until the control plane has heard it; `None` when this agent stops first. Nothing is lost then: the
+    /// ledger has it, and the next agent reports it.
+    async fn report(&mut self, report: Report) -> Option<Verdict> {
         let mut pause = Duration::from_millis(100);
         loop {
             let (sandbox, token) = (&self.assignment.sandbox, &self.assignment.token);
             match self.ctx.control.report(sandbox, token, report.clone()).await {
-                Ok(verdict) => return verdict,
+                Ok(verdict) => return Some(verdict),
                 Err(e) => tracing::warn!(sandbox = %sandbox, error = %e, "a report was not taken; it is repeated"),
             }
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                request = self.requests.recv() => match request {
+                    Some(Request::Leave | Request::Kill { reason: KillReason::Shutdown, .. }) | None => return None,
+                    Some(request) => super::requests::refuse(request, "its node cannot reach the control plane"),
+                },
+            }
             pause = (pause * 2).min(Duration::from_secs(5));
         }
     }
@@ -227,18 +320,30 @@ impl Task {
     async fn settle(&mut self, outcome: Outcome) {
         self.reached("ended");
         let progress = self.live.borrow().progress.clone();
-        let written = self.home.put_progress(&progress).and_then(|()| self.home.put_outcome(&outcome));
-        if let Err(e) = written {
+        if let Err(e) = self.home.put_progress(&progress) {
+            tracing::warn!(sandbox = %self.assignment.sandbox, error = %e, "progress could not be written");
+        }
+        if let Err(e) = self.home.put_outcome(&outcome) {
             // Reported all the same: what a crash before the confirmation would lose is the reason, not the end.
             tracing::error!(sandbox = %self.assignment.sandbox, error = %e, "the end could not be written to the ledger");
         }
-        self.report(Report::Ended { outcome, progress }).await;
-        self.forget().await;
+        if self.report(Report::Ended { outcome, progress }).await.is_some() {
+            self.forget().await;
+        }
     }
 
     /// Ends what may still run and removes the folder.
     async fn forget(&self) {
-        let gone = bringup::put_down(&self.ctx, &self.home).await.map_err(|e| e.to_string());
+        // What cannot be told yet (its supervisor is only starting) can be in a moment.
+        let mut gone = bringup::put_down(&self.ctx, &self.home).await;
+        for _ in 0..20 {
+            if gone.is_ok() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            gone = bringup::put_down(&self.ctx, &self.home).await;
+        }
+        let gone = gone.map_err(|e| e.to_string());
         if let Err(e) = gone.and_then(|()| self.home.remove().map_err(|e| e.to_string())) {
             tracing::warn!(sandbox = %self.assignment.sandbox, error = %e, "could not be cleaned up; the next start of the node tries again");
         }

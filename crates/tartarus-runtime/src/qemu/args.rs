@@ -68,9 +68,13 @@ pub(super) fn argv(program: &Path, accel: Accel, machine: &Machine) -> Result<Ve
         format!("if=none,id=base,format=raw,readonly=on,file={}", value(&machine.base)?),
         "-device".into(),
         "virtio-blk-device,drive=base".into(),
-        // The layer is thrown away with the machine: nothing of it needs to reach the disk.
+        // The layer is thrown away with the machine: nothing of it needs to reach the disk. An error of the host's disk
+        // is the guest's to see; by default QEMU would stop the machine for ever.
         "-drive".into(),
-        format!("if=none,id=layer,format=raw,cache=unsafe,discard=unmap,file={}", value(&machine.layer)?),
+        format!(
+            "if=none,id=layer,format=raw,cache=unsafe,discard=unmap,werror=report,rerror=report,file={}",
+            value(&machine.layer)?
+        ),
         "-device".into(),
         "virtio-blk-device,drive=layer".into(),
         "-device".into(),
@@ -128,7 +132,7 @@ mod tests {
              -chardev stdio,id=console,signal=off -serial chardev:console \
              -chardev socket,id=qmp,fd=101,server=on,wait=off -mon chardev=qmp,mode=control \
              -drive if=none,id=base,format=raw,readonly=on,file=/b/a,,b.sqsh -device virtio-blk-device,drive=base \
-             -drive if=none,id=layer,format=raw,cache=unsafe,discard=unmap,file=/d/layer \
+             -drive if=none,id=layer,format=raw,cache=unsafe,discard=unmap,werror=report,rerror=report,file=/d/layer \
              -device virtio-blk-device,drive=layer -device virtio-serial-device \
              -chardev socket,id=agent,fd=100,server=on,wait=off \
              -device virtserialport,chardev=agent,name=tartarus.agent.1 \

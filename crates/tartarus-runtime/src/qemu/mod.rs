@@ -65,6 +65,14 @@ impl Driver for Qemu {
     }
 }
 
+/// Where the program is: on the path, or where administrators' programs are. Everything that runs it uses this answer,
+/// so that the build that was probed is the build that runs.
+pub fn find() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/bin", "/usr/local/bin"].map(PathBuf::from));
+    folders.map(|dir| dir.join(PROGRAM)).find(|program| program.is_absolute() && program.is_file())
+}
+
 /// The first line of `qemu --version`: what identifies a build.
 ///
 /// # Errors

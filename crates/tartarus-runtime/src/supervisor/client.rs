@@ -11,9 +11,10 @@ use async_trait::async_trait;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::process::Child;
 use tokio::sync::{mpsc, watch};
 
-use super::{CONTROL, Cause, Deadlines, EXIT, LAUNCH, Launch, News, Order, Program, VmExit};
+use super::{CONTROL, Cause, Deadlines, EXIT, LAUNCH, LOCK, Launch, News, Order, Program, VmExit};
 use crate::driver::{Adopted, Channel, RuntimeError, Vm};
 
 /// How long a supervisor may take to start its hypervisor, or to answer.
@@ -45,27 +46,40 @@ impl SupervisedVm {
         let bytes = serde_json::to_vec(launch).map_err(|e| RuntimeError::Start(e.to_string()))?;
         File::create(dir.join(LAUNCH)).and_then(|mut f| f.write_all(&bytes)).map_err(fail("writing launch.json in"))?;
         let errors = File::create(dir.join("supervisor.log")).map_err(fail("making supervisor.log in"))?;
+        let lock = File::create(dir.join(LOCK)).map_err(fail("making supervisor.lock in"))?;
+        lock.try_lock().map_err(|_| RuntimeError::Start("another supervisor has its folder".into()))?;
         let (first, rest) = program.0.split_first().ok_or_else(|| RuntimeError::Start("no supervisor".into()))?;
-        let mut child = tokio::process::Command::new(first)
-            .args(rest)
-            .arg(dir)
-            .env_clear()
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(errors)
-            .spawn()
-            .map_err(fail("starting the supervisor of"))?;
+        let mut command = tokio::process::Command::new(first);
+        command.args(rest).arg(dir).env_clear().stdin(Stdio::from(lock)).stdout(Stdio::piped()).stderr(errors);
+        // Its own session from the first moment: a signal to this process's group, such as Ctrl-C in a terminal, must
+        // not reach machines.
+        // SAFETY: the closure only makes a system call.
+        unsafe {
+            command.pre_exec(|| rustix::process::setsid().map(drop).map_err(io::Error::from));
+        }
+        let mut child = command.spawn().map_err(fail("starting the supervisor of"))?;
+        let begun = Self::began(&mut child, dir, agent_socket).await;
+        if begun.is_err() {
+            // It may still come up: it must not, and its end takes the hypervisor with it.
+            let _ = child.kill().await;
+        } else {
+            // Reaps it whenever it ends; while this process lives it is its child.
+            tokio::spawn(async move { child.wait().await });
+        }
+        begun
+    }
+
+    /// Waits for the supervisor's word.
+    async fn began(child: &mut Child, dir: &Path, agent_socket: &'static str) -> Result<Self, RuntimeError> {
         let stdout = child.stdout.take().ok_or_else(|| RuntimeError::Start("no pipe".into()))?;
-        // Reaps it whenever it ends; while this process lives it is its child.
-        tokio::spawn(async move { child.wait().await });
         let mut line = String::new();
         let read = async { BufReader::new(stdout).read_line(&mut line).await };
         tokio::time::timeout(PATIENCE, read)
             .await
             .map_err(|_| RuntimeError::Start(format!("no word from its supervisor within {} s", PATIENCE.as_secs())))?
-            .map_err(fail("reading from the supervisor of"))?;
+            .map_err(|cause| RuntimeError::io(format!("reading from the supervisor of {}", dir.display()), cause))?;
         match serde_json::from_str(&line) {
-            Ok(News::Running { .. }) => Self::connect(dir, agent_socket).await,
+            Ok(News::Running { .. }) => Self::connect(dir, agent_socket).await.map_err(Unreached::into_error),
             Ok(News::Failed { why }) => Err(RuntimeError::Start(why)),
             _ => {
                 let log = std::fs::read_to_string(dir.join("supervisor.log")).unwrap_or_default();
@@ -80,22 +94,34 @@ impl SupervisedVm {
     /// # Errors
     /// When its supervisor neither answers nor left a record.
     pub async fn adopt(dir: &Path, agent_socket: &'static str) -> Result<Adopted, RuntimeError> {
-        match Self::connect(dir, agent_socket).await {
-            Ok(vm) => Ok(Adopted::Running(Box::new(vm))),
-            Err(_) => match read_exit(dir) {
-                Some(exit) => Ok(Adopted::Ended(exit)),
-                None if dir.join(CONTROL).exists() => Ok(Adopted::Ended(supervisor_died())),
-                None => Ok(Adopted::Absent),
-            },
+        let unreached = match Self::connect(dir, agent_socket).await {
+            Ok(vm) => return Ok(Adopted::Running(Box::new(vm))),
+            Err(unreached) => unreached,
+        };
+        // That it cannot be reached does not mean that it is dead: it may be starting, or this process may be short of
+        // descriptors. Only the lock tells.
+        if !dead(dir).map_err(|e| RuntimeError::io(format!("looking at the lock in {}", dir.display()), e))? {
+            return Err(unreached.into_error());
         }
+        Ok(match read_exit(dir) {
+            Some(exit) => Adopted::Ended(exit),
+            None if dir.join(CONTROL).exists() => Adopted::Ended(supervisor_died()),
+            None => Adopted::Absent,
+        })
     }
 
-    async fn connect(dir: &Path, agent_socket: &'static str) -> Result<Self, RuntimeError> {
-        let gone = |cause| RuntimeError::io(format!("reaching the supervisor in {}", dir.display()), cause);
-        let (read, write) = connect_in(dir, CONTROL).await.map_err(gone)?.into_split();
+    async fn connect(dir: &Path, agent_socket: &'static str) -> Result<Self, Unreached> {
+        let place = || dir.display().to_string();
+        let (read, write) =
+            connect_in(dir, CONTROL).await.map_err(|cause| Unreached { place: place(), cause })?.into_split();
         let mut lines = BufReader::new(read);
         let first = tokio::time::timeout(PATIENCE, next_news(&mut lines)).await;
-        let Ok(Ok(News::Running { pid })) = first else { return Err(RuntimeError::Ended) };
+        let pid = match first {
+            Ok(Ok(News::Running { pid })) => pid,
+            Ok(Ok(_)) => return Err(Unreached { place: place(), cause: io::ErrorKind::InvalidData.into() }),
+            Ok(Err(cause)) => return Err(Unreached { place: place(), cause }),
+            Err(_) => return Err(Unreached { place: place(), cause: io::ErrorKind::TimedOut.into() }),
+        };
         let (orders, queue) = mpsc::channel(QUEUE);
         let (tell, exit) = watch::channel(None);
         tokio::spawn(send_orders(queue, write));
@@ -131,6 +157,31 @@ async fn next_news(lines: &mut BufReader<OwnedReadHalf>) -> io::Result<News> {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(serde_json::from_str(&line)?)
+}
+
+/// A supervisor that did not answer.
+struct Unreached {
+    place: String,
+    cause: io::Error,
+}
+
+impl Unreached {
+    fn into_error(self) -> RuntimeError {
+        RuntimeError::io(format!("reaching the supervisor in {}", self.place), self.cause)
+    }
+}
+
+/// No supervisor lives in this folder, and none will come: its lock is free, or was never made.
+fn dead(dir: &Path) -> io::Result<bool> {
+    match File::open(dir.join(LOCK)) {
+        Ok(lock) => match lock.try_lock() {
+            Ok(()) => Ok(true),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(false),
+            Err(std::fs::TryLockError::Error(e)) => Err(e),
+        },
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(e) => Err(e),
+    }
 }
 
 /// Connects to a socket by its name in a folder: through the folder's descriptor, since a whole path may be longer

@@ -9,6 +9,9 @@ const PART: u64 = 256 * 1024;
 /// Bytes of the end that are looked at for the exit record.
 const TAIL: usize = 4096;
 
+/// Bytes of the end in which a kernel's last line is looked for.
+const HALTED_WITHIN: usize = 256;
+
 /// Writes `console.log`: the first 256 KiB, then a ring of 256 KiB in `console.tail`, cut in halves.
 pub(super) struct Console {
     head: File,
@@ -52,6 +55,14 @@ impl Console {
         self.tail.write_all(bytes)
     }
 
+    /// The guest's kernel has powered off or halted: it says so last, and a machine without a power switch goes on. A
+    /// guest may lie about itself; then it ends itself.
+    pub(super) fn halted(&self) -> bool {
+        let from = self.recent.len().saturating_sub(HALTED_WITHIN);
+        let text = String::from_utf8_lossy(&self.recent[from..]);
+        ["reboot: Power down", "reboot: System halted"].iter().any(|last| text.contains(last))
+    }
+
     /// The last lines in printable form, and whether they tell of a kernel panic.
     pub(super) fn summary(&self) -> (String, bool) {
         let from = self.recent.len().saturating_sub(TAIL);
@@ -80,6 +91,11 @@ mod tests {
         assert!(size("console.log") <= PART && size("console.tail") <= PART);
         let tail = std::fs::read(dir.path().join("console.tail")).unwrap();
         assert!(tail.ends_with(b"the end\n"));
+        assert!(!console.halted());
+        console.push(b"[    3.1] reboot: System halted\r\n");
+        assert!(console.halted());
+        console.push(&[b'\n'; 300]);
+        console.push(b"Kernel panic - not syncing\nthe end\n");
         let (text, panicked) = console.summary();
         assert!(panicked && text.ends_with("the end") && !text.contains('\x1b'), "{text}");
     }

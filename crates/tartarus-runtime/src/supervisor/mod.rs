@@ -19,6 +19,9 @@ pub use process::main;
 const CONTROL: &str = "supervisor.sock";
 /// How the machine is started.
 const LAUNCH: &str = "launch.json";
+/// Locked for as long as the supervisor lives: it is the supervisor's standard input, so that the lock passes to it
+/// before its first line of code.
+const LOCK: &str = "supervisor.lock";
 /// How it ended; its existence means that it has.
 const EXIT: &str = "exit.json";
 /// What the guest's console and the hypervisor printed.
@@ -60,6 +63,8 @@ pub enum Cause {
     Idle,
     /// The lease ran out.
     Lease,
+    /// The guest powered off or halted.
+    Halted,
     /// The supervisor was killed, and the hypervisor with it.
     SupervisorDied,
 }

@@ -82,9 +82,12 @@ impl Limits {
 }
 
 fn start(dir: &Path) -> io::Result<Supervisor> {
+    // First of all: whatever the server was started with must reach neither this process's children nor live on in them.
+    // SAFETY: a system call on numbers; descriptors of this process only get another flag.
+    unsafe {
+        libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int);
+    }
     std::env::set_current_dir(dir)?;
-    // Its own session: a signal to the agent's group, such as Ctrl-C in a terminal, must not reach machines.
-    let _ = rustix::process::setsid();
     let launch: Launch = serde_json::from_slice(&std::fs::read(LAUNCH)?)?;
     let listen = |name: &str| {
         let _ = std::fs::remove_file(name);
@@ -176,6 +179,9 @@ impl Supervisor {
         }
         if self.ordered {
             return Some(Cause::Ordered);
+        }
+        if self.console.halted() {
+            return Some(Cause::Halted);
         }
         ended.then_some(Cause::Itself)
     }

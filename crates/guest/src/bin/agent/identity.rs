@@ -50,6 +50,13 @@ struct Seed {
     bytes: [u8; SEED],
 }
 
+/// Sets the clock to a time in nanoseconds since the Unix epoch.
+pub(crate) fn set_clock(time_ns: u64) -> Result<(), IdentityError> {
+    let seconds = i64::try_from(time_ns / 1_000_000_000).map_err(|_| IdentityError::Time(time_ns))?;
+    let now = Timespec { tv_sec: seconds, tv_nsec: (time_ns % 1_000_000_000) as i64 };
+    clock_settime(ClockId::Realtime, now).map_err(|error| IdentityError::Step("clock", error))
+}
+
 impl Identity {
     /// Opens the random device.
     pub(crate) fn new() -> Result<Self, Errno> {
@@ -62,9 +69,7 @@ impl Identity {
         if !is_hostname(&hello.hostname) {
             return Err(IdentityError::Name(hello.hostname.chars().take(64).collect()));
         }
-        let seconds = i64::try_from(hello.time_ns / 1_000_000_000).map_err(|_| IdentityError::Time(hello.time_ns))?;
-        let now = Timespec { tv_sec: seconds, tv_nsec: (hello.time_ns % 1_000_000_000) as i64 };
-        clock_settime(ClockId::Realtime, now).map_err(|error| IdentityError::Step("clock", error))?;
+        set_clock(hello.time_ns)?;
         self.mix(&hello.entropy).map_err(|error| IdentityError::Step("randomness", error))?;
         if self.hostname != hello.hostname {
             rustix::system::sethostname(hello.hostname.as_bytes())

@@ -9,6 +9,7 @@ use tartarus_guest::{End, Header, Hello, HelloAck, Kind, MAX_PROCESSES, Start, V
 
 use crate::agent::Agent;
 use crate::events::Source;
+use crate::identity::set_clock;
 use crate::memory::oom_kills;
 use crate::process::Process;
 use crate::session::Request;
@@ -48,6 +49,12 @@ impl Agent {
             Request::Signal(number, signal) => {
                 if let Some(pid) = self.processes.get(&number).and_then(Process::running) {
                     signal_group(pid, signal);
+                }
+            }
+            Request::Clock(time_ns) => {
+                // The hello set it already, a little late; a kernel that refuses now leaves it so.
+                if self.ground.is_ok() {
+                    let _ = set_clock(time_ns);
                 }
             }
             Request::Forget(number) => {

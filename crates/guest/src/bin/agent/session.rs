@@ -33,6 +33,8 @@ pub(crate) enum Request {
     Signal(u32, i32),
     /// The end is safe.
     Forget(u32),
+    /// The time now, nanoseconds since the epoch.
+    Clock(u64),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +126,7 @@ impl Session {
                 _ => return Err(format!("no signal has number {offset}")),
             },
             Kind::Forget => Request::Forget(process),
+            Kind::Clock => Request::Clock(offset),
             Kind::HelloAck | Kind::Started | Kind::Output | Kind::StdinAck | Kind::Ended | Kind::Fault => {
                 return Err(format!("a frame of kind {kind:?} comes from the guest only"));
             }
