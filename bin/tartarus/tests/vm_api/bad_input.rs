@@ -110,7 +110,7 @@ fn bad_images_and_kernels_are_refused_and_leave_nothing() {
     let missing = server.run(&["image", "import", "/nonexistent.tar", "--name", "bad"]);
     assert!(String::from_utf8_lossy(&missing.stderr).contains("/nonexistent.tar"));
     let path = server.run(&["image", "import", cut.to_str().unwrap(), "--name", "../bad"]);
-    assert!(String::from_utf8_lossy(&path.stderr).contains("name"));
+    assert!(String::from_utf8_lossy(&path.stderr).contains("name"), "{path:?}");
     assert_eq!(state(&server), before);
     let staging: Vec<_> = std::fs::read_dir(server.data.join("blobs/staging")).unwrap().collect();
     assert!(staging.is_empty(), "{staging:?}");

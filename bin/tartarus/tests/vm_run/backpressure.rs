@@ -109,9 +109,9 @@ fn stands_still(server: &Server, id: &str) -> u64 {
     let end = Instant::now() + PATIENCE;
     let mut last = None;
     loop {
-        let at = sh(server, id, "cat /tmp/at").parse().ok();
-        if at.is_some() && at == last {
-            return at.unwrap();
+        let at: Option<u64> = sh(server, id, "cat /tmp/at").parse().ok();
+        if let Some(at) = at.filter(|_| at == last) {
+            return at;
         }
         assert!(Instant::now() < end, "it goes on at {at:?}");
         last = at;

@@ -29,13 +29,14 @@ pub(super) async fn import(
     headers: HeaderMap,
     body: Body,
 ) -> Result<(StatusCode, axum::Json<Image>), Failure> {
+    let upload = bytes(body);
     let name = params.text("name")?.ok_or_else(|| Refusal::field("name", "is missing: the name of the image"))?;
     params.finish()?;
     check_name("name", &name)?;
     check_octets(&headers)?;
     let node = app.node()?;
     let importing = app.files.read().await;
-    let made = node.import_image(bytes(body)).await?;
+    let made = node.import_image(upload).await?;
     let record = ImageRecord { name, digest: made.digest, size: made.size, created_at: app.now() };
     let unused = app.store.put_image(record.clone()).await?;
     drop(importing);

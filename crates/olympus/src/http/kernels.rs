@@ -27,10 +27,11 @@ pub(super) async fn import(
     headers: HeaderMap,
     body: Body,
 ) -> Result<(StatusCode, axum::Json<Kernel>), Failure> {
+    let upload = bytes(body);
     check_octets(&headers)?;
     let node = app.node()?;
     let _importing = app.files.read().await;
-    let made = node.import_kernel(bytes(body)).await?;
+    let made = node.import_kernel(upload).await?;
     let record = KernelRecord { digest: made.digest, release: made.release, size: made.size, created_at: app.now() };
     app.store.put_kernel(record.clone()).await?;
     Ok((StatusCode::CREATED, axum::Json(view::kernel(record))))

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream};
 use axum::http::HeaderMap;
 use futures_util::{StreamExt, stream};
 use tartarus_api::node::ByteStream;
@@ -14,6 +14,8 @@ use super::extract::media_type;
 
 /// Longest pause between two pieces of an upload.
 const STALL: Duration = Duration::from_secs(60);
+/// How long the rest of an upload is read on after it was refused.
+const DRAIN: Duration = Duration::from_secs(10);
 
 /// Refuses a body that says it is something else than plain bytes or a tar.
 pub(super) fn check_octets(headers: &HeaderMap) -> Result<(), Refusal> {
@@ -26,21 +28,37 @@ pub(super) fn check_octets(headers: &HeaderMap) -> Result<(), Refusal> {
     }
 }
 
-/// The body's bytes; an upload that stalls or is cut off ends in an error, never in an end.
+/// A body that is read on for a while when whoever wanted it has seen enough: a client that is cut off in the middle of
+/// an upload gets a broken pipe instead of the answer that says why.
+struct Upload(Option<BodyDataStream>);
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if let Some(mut rest) = self.0.take() {
+            tokio::spawn(timeout(DRAIN, async move { while let Some(Ok(_)) = rest.next().await {} }));
+        }
+    }
+}
+
+/// The body's bytes; an upload that stalls or is cut off ends in an error, never in an end. Taken before anything is
+/// checked, since it also sees to it that the answer arrives.
 pub(super) fn bytes(body: Body) -> ByteStream {
     bytes_unless(body, STALL)
 }
 
 fn bytes_unless(body: Body, stall: Duration) -> ByteStream {
-    stream::unfold(Some(body.into_data_stream()), move |chunks| async move {
-        let mut chunks = chunks?;
-        match timeout(stall, chunks.next()).await {
+    stream::unfold(Upload(Some(body.into_data_stream())), move |mut upload| async move {
+        let chunk = timeout(stall, upload.0.as_mut()?.next()).await;
+        if !matches!(chunk, Ok(Some(Ok(_)))) {
+            upload.0 = None;
+        }
+        match chunk {
             Ok(None) => None,
-            Ok(Some(Ok(chunk))) => Some((Ok(chunk), Some(chunks))),
-            Ok(Some(Err(error))) => Some((Err(io::Error::new(io::ErrorKind::UnexpectedEof, error)), None)),
+            Ok(Some(Ok(chunk))) => Some((Ok(chunk), upload)),
+            Ok(Some(Err(error))) => Some((Err(io::Error::new(io::ErrorKind::UnexpectedEof, error)), upload)),
             Err(_) => {
                 let detail = format!("nothing of the upload came for {} s", stall.as_secs());
-                Some((Err(io::Error::new(io::ErrorKind::TimedOut, detail)), None))
+                Some((Err(io::Error::new(io::ErrorKind::TimedOut, detail)), upload))
             }
         }
     })
