@@ -100,7 +100,7 @@ pub trait Vm: Send + Sync + 'static {
     /// When the hypervisor is gone.
     async fn channel(&self) -> Result<Box<dyn Channel>, RuntimeError>;
 
-    /// Replaces the deadlines.
+    /// Replaces the deadlines. They hold when this returns, also when this process dies then.
     ///
     /// # Errors
     /// When the supervisor is gone; then the hypervisor is as well.

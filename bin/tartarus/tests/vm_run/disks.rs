@@ -33,8 +33,8 @@ fn an_image_of_one_static_binary_runs() {
 fn two_sandboxes_share_nothing_that_is_written_or_random() {
     let server = Server::start();
     let (one, two) = (sandbox(&server, &["busybox"]), sandbox(&server, &["busybox"]));
-    sh(&server, &one, "echo secret | tee /root/mark /tmp/mark /dev/shm/mark /etc/mark; rm /etc/group");
-    assert_eq!(sh(&server, &two, "cat /root/mark /tmp/mark /dev/shm/mark /etc/mark 2>/dev/null; echo none"), "none");
+    sh(&server, &one, "echo secret | tee ~/mark /tmp/mark /dev/shm/mark /etc/mark; rm /etc/group");
+    assert_eq!(sh(&server, &two, "cat ~/mark /tmp/mark /dev/shm/mark /etc/mark 2>/dev/null; echo none"), "none");
     assert!(sh(&server, &two, "cat /etc/group").contains("staff"), "the image is as it was");
     let each = |script: &str| (sh(&server, &one, script), sh(&server, &two, script));
     for script in [

@@ -123,7 +123,8 @@ pub(crate) fn started(server: &Server, id: &str) -> Value {
         }
         record = serde_json::from_slice(&inspected.stdout).unwrap();
         assert!(record["ended_at"].is_null(), "{record}\n{}", server.log());
-        !record["started_at"].is_null()
+        let phases = record["phases"].as_array().unwrap();
+        phases.iter().any(|phase| phase["name"] == "command_started")
     });
     record
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tartarus_api::node::{Moment, Report, Target};
 use tartarus_guest::{Header, Kind, ProcessState};
 use tartarus_runtime::{Deadlines, Vm, VmExit};
-use tartarus_types::{Outcome, Reason};
+use tartarus_types::{Outcome, Reason, Timestamp};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -88,7 +88,7 @@ impl Steady {
             Ok(processes) => steady.processes = processes,
             Err(e) => steady.fail(Reason::NodeFailed, &format!("its log could not be opened: {e}")),
         }
-        steady.arm(task).await;
+        steady.arm(task, started_at(task)).await;
         let mut heard = true;
         let mut started = task.assignment.spec.command.is_empty();
         for process in steady.processes.values_mut() {
@@ -146,13 +146,9 @@ impl Steady {
 
     /// Sets the limits, here and beyond them at the supervisor: those of the command once it has started, until then
     /// those of its start, with room for all of the command.
-    async fn arm(&mut self, task: &Task) {
+    async fn arm(&mut self, task: &Task, started: Option<Timestamp>) {
         let spec = &task.assignment.spec;
         let now = task.now();
-        let started = {
-            let live = task.live.borrow();
-            live.progress.moments.iter().find(|m| m.phase == "command_started").map(|m| m.at)
-        };
         let start_ms = task.assignment.start_deadline.ms_since(now).max(MIN_START_MS);
         let left = spec.timeout_ms.map(|ms| match started {
             Some(at) => ms.saturating_sub(now.ms_since(at)),
@@ -289,12 +285,12 @@ impl Steady {
     }
 
     async fn on_started(&mut self, task: &Task) {
-        if task.live.borrow().progress.moments.iter().any(|m| m.phase == "command_started") {
+        if started_at(task).is_some() {
             return;
         }
         let at = task.now();
+        self.arm(task, Some(at)).await;
         task.live.send_modify(|live| live.progress.moments.push(Moment { phase: "command_started".into(), at }));
-        self.arm(task).await;
         let progress = task.live.borrow().progress.clone();
         if let Err(e) = task.home.put_progress(&progress) {
             tracing::warn!(sandbox = %task.assignment.sandbox, error = %e, "progress could not be written");
@@ -383,6 +379,11 @@ impl Steady {
         self.vm.wait().await;
         End::Outcome(outcome)
     }
+}
+
+/// When the command started, as far as that was heard of.
+fn started_at(task: &Task) -> Option<Timestamp> {
+    task.live.borrow().progress.moments.iter().find(|m| m.phase == "command_started").map(|m| m.at)
 }
 
 async fn at(deadline: Option<Instant>) {

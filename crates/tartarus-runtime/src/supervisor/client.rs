@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::Child;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{CONTROL, Cause, Deadlines, EXIT, LAUNCH, LOCK, Launch, News, Order, Program, VmExit};
 use crate::driver::{Adopted, Channel, RuntimeError, Vm};
@@ -27,7 +27,7 @@ pub struct SupervisedVm {
     dir: PathBuf,
     pid: u32,
     agent_socket: &'static str,
-    orders: mpsc::Sender<Order>,
+    orders: mpsc::Sender<(Order, Option<oneshot::Sender<()>>)>,
     exit: watch::Receiver<Option<VmExit>>,
 }
 
@@ -141,12 +141,16 @@ impl SupervisedVm {
     }
 }
 
-async fn send_orders(mut queue: mpsc::Receiver<Order>, mut socket: OwnedWriteHalf) {
-    while let Some(order) = queue.recv().await {
+/// Writes orders in turn, and tells who waits that the supervisor will read its order, whatever becomes of this process.
+async fn send_orders(mut queue: mpsc::Receiver<(Order, Option<oneshot::Sender<()>>)>, mut socket: OwnedWriteHalf) {
+    while let Some((order, written)) = queue.recv().await {
         let mut line = serde_json::to_vec(&order).unwrap_or_default();
         line.push(b'\n');
         if socket.write_all(&line).await.is_err() {
             return;
+        }
+        if let Some(written) = written {
+            let _ = written.send(());
         }
     }
 }
@@ -214,17 +218,20 @@ impl Vm for SupervisedVm {
     }
 
     async fn set_deadlines(&self, deadlines: Deadlines) -> Result<(), RuntimeError> {
-        self.orders.send(Order::Deadlines(deadlines)).await.map_err(|_| RuntimeError::Ended)
+        let (written, wait) = oneshot::channel();
+        let order = (Order::Deadlines(deadlines), Some(written));
+        self.orders.send(order).await.map_err(|_| RuntimeError::Ended)?;
+        wait.await.map_err(|_| RuntimeError::Ended)
     }
 
     fn touch(&self) {
         // A full queue holds orders that count as a sign of use themselves.
-        let _ = self.orders.try_send(Order::Touch);
+        let _ = self.orders.try_send((Order::Touch, None));
     }
 
     async fn kill(&self) {
         // A closed queue means that it is dead already.
-        let _ = self.orders.send(Order::Kill).await;
+        let _ = self.orders.send((Order::Kill, None)).await;
     }
 
     async fn wait(&self) -> VmExit {
