@@ -10,5 +10,6 @@ mod harness;
 mod bad_input;
 mod doctor;
 mod idempotency;
+mod images;
 mod ordinary_user;
 mod server;
