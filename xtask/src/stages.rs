@@ -178,6 +178,9 @@ mod tests {
     #[test]
     fn names_are_those_of_the_command_line() {
         let names: Vec<_> = Stage::value_variants().iter().map(|stage| stage.name()).collect();
-        assert_eq!(names, ["packages", "fmt", "tidy", "clippy", "build", "fixtures", "unit", "vm", "docs", "deny"]);
+        assert_eq!(
+            names,
+            ["packages", "fmt", "tidy", "clippy", "build", "fixtures", "unit", "vm", "demo", "docs", "deny"]
+        );
     }
 }

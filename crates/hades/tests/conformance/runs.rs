@@ -45,8 +45,9 @@ pub(crate) async fn resolves(s: &impl Store) {
     let b = accept(s, with_id("aaaa100000000000"), T0).await;
     let zz = accept(s, with_id("zzzzzzzzzzzzzzzz"), T0).await;
     // Names that look like ids: an exact name wins over a prefix, a whole id over a name.
-    let short = accept(s, named("aaaa0"), T0).await;
-    let impostor = accept(s, named(b.id.as_str()), T0).await;
+    let with = |id: &str, name: &str| NewSandbox { name: Some(name.into()), ..with_id(id) };
+    let short = accept(s, with("b000000000000000", "aaaa0"), T0).await;
+    let impostor = accept(s, with("b100000000000000", b.id.as_str()), T0).await;
 
     let resolve = async |text: &str| s.resolve(text).await.map(|r| r.id);
     assert_eq!(resolve(a.id.as_str()).await.unwrap(), a.id);
