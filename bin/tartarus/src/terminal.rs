@@ -50,7 +50,7 @@ pub(crate) fn print(text: &str) -> std::io::Result<()> {
 /// Writes `value` to standard output as JSON, indented for people when they look.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub(crate) fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(value)?;
     Ok(print(&format!("{text}\n"))?)

@@ -2,7 +2,7 @@
 //!
 //! Made for uploads: what it keeps in memory is bounded (the `tar` crate reads a long name of any length), every path is
 //! a clean relative one, and whatever is damaged, cut off or not understood is refused, since guessing would make an
-//! image that differs from its tar. [`write`] puts entries out again in the one form that everybody reads alike.
+//! image that differs from its tar. [`mod@write`] puts entries out again in the one form that everybody reads alike.
 
 mod header;
 pub(crate) mod path;

@@ -22,6 +22,8 @@ use crate::workshop::CannotStart;
 
 /// How long a guest may take to answer in a probe.
 const PROBE: Duration = Duration::from_secs(10);
+/// How a probe that failed is told.
+const DID_NOT_BOOT: &str = "Linux guest did not boot within 10 s";
 
 /// Which driver the operator wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -43,7 +45,7 @@ pub(crate) enum KvmFound {
     Absent(String),
     /// A Linux guest booted in so many ms.
     Works(u64),
-    /// It did not: what happened instead.
+    /// It did not within the time it has: what happened instead.
     Fails(String),
 }
 
@@ -54,6 +56,8 @@ pub(crate) struct Chosen {
     pub driver: &'static str,
     /// Why, in a sentence.
     pub why: String,
+    /// What happened in a probe that failed.
+    pub detail: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,15 +87,18 @@ pub(crate) struct Chooser {
 
 /// Decides from what was wanted and found; pure.
 fn decide(wanted: Wanted, kvm: &KvmFound) -> Result<Chosen, String> {
-    let chosen = |driver, why: String| Ok(Chosen { driver, why });
+    let chosen = |driver, why: String| Ok(Chosen { driver, why, detail: None });
     match (wanted, kvm) {
         (Wanted::QemuTcg, _) => chosen("qemu-tcg", "TCG was asked for".to_owned()),
         (Wanted::QemuKvm | Wanted::Auto, KvmFound::Works(ms)) => {
             chosen("qemu-kvm", format!("KVM booted the Linux guest in {ms} ms"))
         }
-        (Wanted::Auto, KvmFound::Fails(how)) => chosen("qemu-tcg", format!("KVM present, {how}, TCG chosen")),
+        (Wanted::Auto, KvmFound::Fails(how)) => {
+            let why = format!("KVM present, {DID_NOT_BOOT}, TCG chosen");
+            Ok(Chosen { driver: "qemu-tcg", why, detail: Some(how.clone()) })
+        }
         (Wanted::Auto, KvmFound::Absent(why)) => chosen("qemu-tcg", format!("no KVM ({why}), TCG chosen")),
-        (Wanted::QemuKvm, KvmFound::Fails(how)) => Err(format!("qemu-kvm was asked for, but {how}")),
+        (Wanted::QemuKvm, KvmFound::Fails(how)) => Err(format!("qemu-kvm was asked for, but {DID_NOT_BOOT}: {how}")),
         (Wanted::QemuKvm, KvmFound::Absent(why)) => Err(format!("qemu-kvm was asked for, but there is no KVM: {why}")),
     }
 }
@@ -230,9 +237,9 @@ impl Chooser {
             Ok(Ok(())) => KvmFound::Works(took),
             Ok(Err(e)) => {
                 let how = exit.map_or(e, |exit| format!("{} {}", exit.status, exit.console.replace('\n', "; ")));
-                KvmFound::Fails(format!("Linux guest did not boot: {how}"))
+                KvmFound::Fails(how)
             }
-            Err(_) => KvmFound::Fails(format!("Linux guest did not boot within {} s", PROBE.as_secs())),
+            Err(_) => KvmFound::Fails("it hung".to_owned()),
         })
     }
 }
@@ -244,7 +251,7 @@ mod tests {
     #[test]
     fn every_decision() {
         let works = KvmFound::Works(900);
-        let fails = KvmFound::Fails("Linux guest did not boot within 10 s".into());
+        let fails = KvmFound::Fails("it hung".into());
         let absent = KvmFound::Absent("no such file".into());
         let driver = |wanted, kvm: &KvmFound| decide(wanted, kvm).map(|c| c.driver).ok();
         for (wanted, kvm, expected) in [

@@ -94,18 +94,19 @@ impl HostStore {
     pub async fn doctor(&self, kernel: Option<&str>, reprobe: bool) -> Result<DoctorReport, Refusal> {
         let mut checks = doctor::checks(&self.root, self.chooser.tsc().await).await;
         let (driver, why, status, advice) = match kernel {
-            None => ("unknown".to_owned(), "there is no guest kernel to probe with".to_owned(), Status::Unknown, true),
+            None => {
+                let why = "there is no guest kernel to probe with".to_owned();
+                ("unknown".to_owned(), why, Status::Unknown, Some("add a kernel: tartarus kernel add".to_owned()))
+            }
             Some(kernel) => match self.choose(kernel, reprobe).await {
-                Ok((_, chosen)) => (chosen.driver.to_owned(), chosen.why, Status::Ok, false),
-                Err(e) => ("none".to_owned(), e.why, Status::Fail, false),
+                Ok((_, Chosen { driver, why, detail })) => {
+                    let advice = detail.map(|how| format!("what the probe of KVM saw: {how}"));
+                    (driver.to_owned(), why, Status::Ok, advice)
+                }
+                Err(e) => ("none".to_owned(), e.why, Status::Fail, None),
             },
         };
-        checks.push(Check {
-            name: "driver".to_owned(),
-            status,
-            found: format!("{driver}: {why}"),
-            advice: advice.then(|| "add a kernel: tartarus kernel add".to_owned()),
-        });
+        checks.push(Check { name: "driver".to_owned(), status, found: format!("{driver}: {why}"), advice });
         Ok(DoctorReport { driver, why, checks })
     }
 }
