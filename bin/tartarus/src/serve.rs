@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use hecatoncheir::{Agent, HostStore, LocalNode, LogLimits, Parts, Program, Stop, Wanted};
@@ -26,6 +26,9 @@ static AGENT: &[u8] = include_bytes!(env!("TARTARUS_GUEST_AGENT_FILE"));
 
 /// Memory of a hypervisor beside its guest's, MiB: QEMU under TCG with a translation buffer of 64 MiB.
 const OVERHEAD_MIB: u64 = 96;
+
+/// How long `up` waits for its own node before it says that it is ready.
+const REGISTER: Duration = Duration::from_secs(5);
 
 /// Control plane and node in one process.
 pub(crate) fn up(args: UpArgs) -> anyhow::Result<ExitCode> {
@@ -95,15 +98,20 @@ async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
     let address = listener.local_addr()?;
     let (node_stop, http_stop) = (CancellationToken::new(), CancellationToken::new());
     let stop_mode = if args.leave_running { Stop::LeaveRunning } else { Stop::EndSandboxes };
-    let pointer = announce(address, &key_file);
     let mut reconciler = tokio::spawn(control.clone().run(http_stop.clone()));
-    let mut node = tokio::spawn(agent.run(node_stop.clone(), stop_mode));
+    let mut node = tokio::spawn(agent.clone().run(node_stop.clone(), stop_mode));
     let router = olympus::http::router(control.clone());
     let mut http = tokio::spawn(olympus::http::serve(listener, router, http_stop.clone()));
     if let Some(kernel) = kernel {
         // The first sandbox need not wait for the probe.
         tokio::spawn(async move { host.prepare(&kernel).await });
     }
+
+    // Ready means ready: whoever was told may ask for sandboxes at once.
+    if tokio::time::timeout(REGISTER, agent.registered()).await.is_err() {
+        tracing::warn!("the node is not registered yet, see above; until it is, nothing can be run");
+    }
+    let pointer = announce(address, &key_file);
 
     let broken = tokio::select! {
         () = stop => None,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tartarus_api::node::{Action, Assignment, ControlPlane, Directive, NodeInfo};
 use tartarus_types::{LeaseToken, SandboxId, Timestamp};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -59,6 +59,7 @@ pub struct Agent {
     info: NodeInfo,
     handles: Mutex<HashMap<SandboxId, Handle>>,
     kick: Notify,
+    registered: watch::Sender<bool>,
     tasks: TaskTracker,
 }
 
@@ -71,8 +72,14 @@ impl Agent {
         let Parts { info, control, workshop, sandboxes, logs, limits, clock } = parts;
         make_dir(&logs)?;
         let ctx = Context { control, workshop, ledger: Ledger::open(sandboxes)?, logs, limits, clock };
-        let agent =
-            Arc::new(Self { ctx, info, handles: Mutex::default(), kick: Notify::new(), tasks: TaskTracker::new() });
+        let agent = Arc::new(Self {
+            ctx,
+            info,
+            handles: Mutex::default(),
+            kick: Notify::new(),
+            registered: watch::Sender::new(false),
+            tasks: TaskTracker::new(),
+        });
         // Before anybody can ask for a sandbox: one that runs must never look as if it did not.
         agent.adopt()?;
         Ok(agent)
@@ -92,9 +99,16 @@ impl Agent {
         self.kick.notify_one();
     }
 
+    /// Returns when the control plane knows this node, from when on it may be given work.
+    pub async fn registered(&self) {
+        // The sender is in `self`, so this cannot fail.
+        let _ = self.registered.subscribe().wait_for(|registered| *registered).await;
+    }
+
     /// Works until `shutdown`, then stops as `stop` says.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken, stop: Stop) {
         self.register(&shutdown).await;
+        self.registered.send_replace(true);
         self.sweep_logs().await;
         let work = async {
             tokio::join!(self.lease_loop(), self.sync_loop());
