@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tartarus_api::node::{Moment, Report, Target};
-use tartarus_guest::{Header, Kind, ProcessState};
+use tartarus_guest::{Header, Kind};
 use tartarus_runtime::{Deadlines, Vm, VmExit};
 use tartarus_types::{Outcome, Reason, Timestamp};
 use tokio::sync::mpsc;
@@ -97,7 +97,6 @@ impl Steady {
                 Some(status) => {
                     started |= process.number == MAIN;
                     process.stdin.resume(status.stdin_taken);
-                    heard &= matches!(status.state, ProcessState::Running { .. } | ProcessState::Ended(_));
                 }
                 // It lives, and does not know the token: the process was never started.
                 None => heard &= steady.link.start(process.number, &process.start),
