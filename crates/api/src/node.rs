@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::Stream;
 use serde::{Deserialize, Serialize};
-use tartarus_types::{ExecId, LeaseToken, NodeId, Outcome, Refusal, SandboxId, SandboxSpec, Timestamp};
+use tartarus_types::{ExecId, LeaseToken, NodeId, Outcome, Refusal, SandboxId, SandboxSpec, Shape, Timestamp};
 
 use crate::doctor::DoctorReport;
 
@@ -60,6 +60,10 @@ pub enum Report {
     Preparing,
     /// The command is about to be started: only after [`Verdict::Go`] may it be.
     Begin,
+    /// The machine was stopped, or is found stopped.
+    Paused,
+    /// The machine goes on.
+    Resumed,
     /// What was learnt since: moments, driver and guest kernel.
     Progress(Progress),
     /// The command never began and will not under this lease.
@@ -87,6 +91,25 @@ pub struct Progress {
     pub driver: Option<String>,
     /// The guest's `uname -r`.
     pub guest_kernel: Option<String>,
+    /// How its machine came up.
+    #[serde(default)]
+    pub start: Option<StartedFrom>,
+}
+
+/// How a machine came up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case", tag = "from")]
+pub enum StartedFrom {
+    /// Restored from the template's golden snapshot.
+    Snapshot {
+        /// Its name on the node.
+        golden: String,
+    },
+    /// Booted.
+    ColdBoot {
+        /// Why no snapshot was used.
+        why: String,
+    },
 }
 
 /// The control plane's answer to a report.
@@ -169,6 +192,9 @@ pub struct ExecSpec {
     pub stdin: bool,
     /// A client reads along.
     pub attach: bool,
+    /// Source for the template's runner; `command` are then the arguments that it sees.
+    #[serde(default)]
+    pub code: Option<String>,
 }
 
 /// What of a process's output to send.
@@ -240,6 +266,54 @@ pub struct Live {
     pub progress: Progress,
 }
 
+/// A golden snapshot on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotInfo {
+    /// See [`tartarus_types::SandboxSpec::golden`].
+    pub golden: String,
+    /// The template's name when it was made.
+    pub template: String,
+    /// Its size.
+    pub shape: Shape,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Bytes of the layer that each sandbox starts with.
+    pub layer_bytes: u64,
+    /// Why it cannot be used any more, such as another build of the hypervisor; both are named.
+    pub unusable: Option<String>,
+    /// Why it should be made again although it can be used, such as an older guest agent in it.
+    pub outdated: Option<String>,
+    /// Its memory is loaded, so that the next restore need not read it.
+    pub loaded: bool,
+}
+
+/// Bytes that a node's files take, by kind.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeUsage {
+    /// Base images, by digest.
+    pub images: Vec<(String, u64)>,
+    /// Kernels, by digest.
+    pub kernels: Vec<(String, u64)>,
+    /// Golden snapshots, by name.
+    pub snapshots: Vec<(String, u64)>,
+    /// Empty layers, kept to be cloned.
+    pub empty_layers: u64,
+    /// What running sandboxes wrote.
+    pub sandboxes: u64,
+    /// Logs, by sandbox.
+    pub logs: Vec<(SandboxId, u64)>,
+    /// Memory of loaded snapshots, bytes.
+    pub loaded: u64,
+    /// Most memory that loaded snapshots may take, bytes.
+    pub loaded_limit: u64,
+    /// The disk's free space, bytes.
+    pub disk_free: u64,
+    /// The disk's size, bytes.
+    pub disk_size: u64,
+}
+
 /// A node, as the control plane sees it.
 #[async_trait]
 pub trait Node: Send + Sync + 'static {
@@ -281,6 +355,21 @@ pub trait Node: Send + Sync + 'static {
 
     /// What only the node knows; `None` when it does not run the sandbox.
     async fn live(&self, sandbox: &SandboxId) -> Option<Live>;
+
+    /// Stops a running sandbox's machine; one that is stopped stays so. Its record says so when this returns.
+    async fn pause(&self, sandbox: &SandboxId) -> Result<(), Refusal>;
+
+    /// Lets a stopped machine go on; one that runs goes on running. Its record says so when this returns.
+    async fn resume(&self, sandbox: &SandboxId) -> Result<(), Refusal>;
+
+    /// The golden snapshots that are whole.
+    async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, Refusal>;
+
+    /// Deletes a golden snapshot. Restores that are under way from it come to their end first.
+    async fn remove_snapshot(&self, golden: &str) -> Result<(), Refusal>;
+
+    /// What takes how much space.
+    async fn usage(&self) -> Result<NodeUsage, Refusal>;
 
     /// Deletes the logs of a sandbox that has ended.
     async fn forget(&self, sandbox: &SandboxId) -> Result<(), Refusal>;

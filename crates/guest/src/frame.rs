@@ -42,6 +42,11 @@ pub enum Kind {
     /// Host: the time now is `offset` nanoseconds since the Unix epoch. A hello may have waited for the guest to boot;
     /// this comes when the guest is known to listen.
     Clock = 9,
+    /// Host: [`crate::StartRunner`], see [`encode_message`]. Since version 2.
+    StartRunner = 10,
+    /// Host: write everything to the layer and freeze it, for a snapshot; the next session's hello thaws it. Since
+    /// version 2.
+    Freeze = 11,
     /// Guest: [`crate::HelloAck`], see [`encode_message`].
     HelloAck = 65,
     /// Guest: the process runs; `offset` is its pid.
@@ -54,6 +59,10 @@ pub enum Kind {
     Ended = 69,
     /// Guest: it cannot go on; the payload says why, in UTF-8.
     Fault = 70,
+    /// Guest: [`crate::RunnerState`]. Since version 2.
+    Runner = 71,
+    /// Guest: the layer is frozen; an empty payload, or why it could not be, in UTF-8. Since version 2.
+    Frozen = 72,
 }
 
 impl Kind {
@@ -68,12 +77,16 @@ impl Kind {
             7 => Self::Attach,
             8 => Self::Forget,
             9 => Self::Clock,
+            10 => Self::StartRunner,
+            11 => Self::Freeze,
             65 => Self::HelloAck,
             66 => Self::Started,
             67 => Self::Output,
             68 => Self::StdinAck,
             69 => Self::Ended,
             70 => Self::Fault,
+            71 => Self::Runner,
+            72 => Self::Frozen,
             _ => return None,
         })
     }

@@ -13,10 +13,13 @@ pub mod frame;
 pub mod message;
 
 pub use frame::{Decoder, Frame, Header, Kind, Malformed};
-pub use message::{End, Hello, HelloAck, ProcessState, ProcessStatus, Start, Stream};
+pub use message::{End, Hello, HelloAck, ProcessState, ProcessStatus, RunnerState, Start, StartRunner, Stream};
 
 /// Version of the protocol. A change of a message or frame raises it; the host speaks to agents of two releases back.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+
+/// The oldest version that the host still speaks: agents inside of older snapshots.
+pub const OLDEST: u32 = 1;
 
 /// Bytes of output per stream that the guest keeps until the host has them on disk.
 pub const OUTPUT_WINDOW: usize = 256 * 1024;

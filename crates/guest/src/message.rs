@@ -57,6 +57,9 @@ pub struct Hello {
     pub entropy: Vec<u8>,
     /// The host name to take.
     pub hostname: String,
+    /// The machine id to take: 32 hex digits. Absent from hosts of version 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_id: Option<String>,
 }
 
 /// The guest's answer.
@@ -113,6 +116,33 @@ pub struct Start {
     pub user: Option<String>,
     /// Standard input is a pipe that the host feeds; otherwise it is empty.
     pub stdin: bool,
+    /// Source for the runner, which runs it in a process of its own with `argv` as arguments. Absent: `argv` is a program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+}
+
+/// Starts the runner: a process that forks a fresh child for each job. The same again starts nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartRunner {
+    /// `python`.
+    pub language: String,
+    /// Modules to import before the first job.
+    pub preload: Vec<String>,
+    /// Its environment, to which the agent adds `PATH` and `HOME` where they are absent.
+    pub env: BTreeMap<String, String>,
+}
+
+/// The guest's answer to [`StartRunner`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunnerState {
+    /// It waits for a job, and a child for the first one waits as well.
+    Ready,
+    /// It could not be started, or ended before it was ready.
+    Failed {
+        /// Why, with its last words.
+        message: String,
+    },
 }
 
 /// How a process ended.
@@ -167,14 +197,14 @@ mod tests {
 
     /// Frozen: agents inside older snapshots speak exactly this. A line here changes only with [`crate::VERSION`].
     #[test]
-    fn samples_of_version_1() {
+    fn samples() {
         fn sample<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(value: T, json: &str) {
             assert_eq!(String::from_utf8(encode(&value)).unwrap(), json);
             assert_eq!(decode::<T>("sample", json.as_bytes()), Ok(value));
         }
-        assert_eq!(crate::VERSION, 1);
+        assert_eq!(crate::VERSION, 2);
         sample(
-            Hello { version: 1, time_ns: 2, entropy: vec![3, 255], hostname: "h".into() },
+            Hello { version: 1, time_ns: 2, entropy: vec![3, 255], hostname: "h".into(), machine_id: None },
             r#"{"version":1,"time_ns":2,"entropy":[3,255],"hostname":"h"}"#,
         );
         let running = ProcessState::Running { pid: 9 };
@@ -195,6 +225,7 @@ mod tests {
                 cwd: None,
                 user: Some("u".into()),
                 stdin: true,
+                code: None,
             },
             r#"{"token":"t","argv":["a"],"env":{"K":"V"},"cwd":null,"user":"u","stdin":true}"#,
         );

@@ -1,9 +1,13 @@
 //! The driver trait: what every hypervisor must be able to do. One conformance suite runs against each driver.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::supervisor::{Deadlines, VmExit};
@@ -25,7 +29,68 @@ pub struct Machine {
     /// The base image, shared by all and never written.
     pub base: PathBuf,
     /// The writable layer.
-    pub layer: PathBuf,
+    pub layer: Layer,
+}
+
+/// The writable layer of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// Its file, in the machine's folder.
+    pub path: PathBuf,
+    /// How it is stored.
+    pub format: DiskFormat,
+}
+
+/// How a disk's file is to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskFormat {
+    /// As it is.
+    Raw,
+    /// A qcow2 file, perhaps over another one.
+    Qcow2,
+}
+
+/// What a machine is restored from: descriptors, since a file that was checked must be the file that is used.
+#[derive(Debug)]
+pub struct Restore {
+    /// The memory: a memfd as long as the guest's memory, sealed against every change. The machine maps it privately.
+    pub memory: Arc<OwnedFd>,
+    /// The state of the devices, positioned at its start.
+    pub state: OwnedFd,
+}
+
+/// What a snapshot of a driver's machine is bound to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// The driver's name.
+    pub driver: String,
+    /// The hypervisor's build, as it names itself.
+    pub build: String,
+    /// The machine shape and everything else on its command line that a snapshot depends on.
+    pub shape: String,
+    /// What the guest sees of the processor: the host's model with KVM, QEMU's own under TCG.
+    pub cpu: String,
+    /// Under TCG the guest's clock runs by the host's time-stamp counter: its frequency in kHz.
+    pub tsc_khz: Option<u64>,
+}
+
+impl Fingerprint {
+    /// Why a snapshot that was made under `self` cannot be restored under `here`; both are named. `None` when it can.
+    pub fn mismatch(&self, here: &Self) -> Option<String> {
+        let differ = |what: &str, a: &str, b: &str| (a != b).then(|| format!("made with {what} {a:?}, here is {b:?}"));
+        differ("the driver", &self.driver, &here.driver)
+            .or_else(|| differ("the hypervisor", &self.build, &here.build))
+            .or_else(|| differ("the machine shape", &self.shape, &here.shape))
+            .or_else(|| differ("the processor", &self.cpu, &here.cpu))
+            .or_else(|| match (self.tsc_khz, here.tsc_khz) {
+                // 0.02 %: 12 ms per minute.
+                (Some(a), Some(b)) if a.abs_diff(b).saturating_mul(5000) > a => {
+                    Some(format!("made with a time-stamp counter of {a} kHz, here it has {b} kHz"))
+                }
+                (Some(_), Some(_)) | (None, None) => None,
+                (a, b) => Some(format!("made with the time-stamp counter {a:?}, here is {b:?}")),
+            })
+    }
 }
 
 /// Why a hypervisor could not be started, or not be reached.
@@ -81,6 +146,22 @@ pub trait Driver: Send + Sync + 'static {
     /// When nothing runs and nothing is left of the attempt but files in the machine's folder.
     async fn boot(&self, machine: &Machine, deadlines: Deadlines) -> Result<Box<dyn Vm>, RuntimeError>;
 
+    /// What snapshots of its machines are bound to.
+    fn fingerprint(&self) -> Fingerprint;
+
+    /// Like [`Driver::boot`], from a snapshot of a machine of the same shape, taken under the same
+    /// [`Driver::fingerprint`]. The guest goes on where it was frozen. That the snapshot cannot be read shows as the
+    /// hypervisor's end.
+    ///
+    /// # Errors
+    /// As [`Driver::boot`].
+    async fn restore(
+        &self,
+        machine: &Machine,
+        from: Restore,
+        deadlines: Deadlines,
+    ) -> Result<Box<dyn Vm>, RuntimeError>;
+
     /// Takes over the machine of this folder that an earlier process had booted.
     ///
     /// # Errors
@@ -108,6 +189,31 @@ pub trait Vm: Send + Sync + 'static {
 
     /// Something happened: the idle clock starts anew. Never waits.
     fn touch(&self);
+
+    /// Stops the virtual processors; stopped ones stay so. Nothing runs when this returns.
+    ///
+    /// # Errors
+    /// When the hypervisor does not answer.
+    async fn pause(&self) -> Result<(), RuntimeError>;
+
+    /// Lets the virtual processors go on; running ones go on running.
+    ///
+    /// # Errors
+    /// When the hypervisor does not answer.
+    async fn resume(&self) -> Result<(), RuntimeError>;
+
+    /// Whether the virtual processors are stopped.
+    ///
+    /// # Errors
+    /// When the hypervisor does not answer.
+    async fn is_paused(&self) -> Result<bool, RuntimeError>;
+
+    /// Writes a paused machine's device state to `state` and every page of its memory that it wrote to `memory`, as
+    /// [`crate::pages`] describes. It stays paused. Neither is synced.
+    ///
+    /// # Errors
+    /// When the hypervisor does not answer, or a file cannot be written.
+    async fn save(&self, state: File, memory: File) -> Result<(), RuntimeError>;
 
     /// Ends the hypervisor now. Returns when the order is given; [`Vm::wait`] tells when it is carried out.
     async fn kill(&self);

@@ -8,5 +8,7 @@ pub mod host;
 pub mod qemu;
 pub mod supervisor;
 
-pub use driver::{Adopted, Channel, Driver, Machine, RuntimeError, Vm};
+pub use driver::{
+    Adopted, Channel, DiskFormat, Driver, Fingerprint, Layer, Machine, Restore, RuntimeError, Vm,
+};
 pub use supervisor::{Cause, Deadlines, VmExit};

@@ -15,5 +15,5 @@ pub mod units;
 pub use error::{ErrorCode, Refusal};
 pub use id::{ExecId, LeaseToken, NodeId, SandboxId};
 pub use sandbox::{Event, Outcome, Reason, State, step};
-pub use spec::{Limits, SandboxSpec, TemplateSpec};
+pub use spec::{Ground, Language, Limits, RunnerSpec, SandboxSpec, Shape, SnapshotUse, TemplateSpec, Warm};
 pub use units::{MIB, Timestamp};

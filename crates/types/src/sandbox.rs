@@ -5,7 +5,9 @@
 //! Queued ──────────► Scheduled ──► Preparing ──► Running ──End──► Succeeded | Failed | Killed | TimedOut
 //!   ▲ │                  │             │            │
 //!   │ └─Kill─► Killed    │  GiveBack   │            ├─LeaseLost──► Lost
-//!   └────────────────────┴─────────────┘            └─Kill──► Terminating ──End──► …
+//!   └────────────────────┴─────────────┘            ├─Kill──► Terminating ──End──► …
+//!                                                   └─Pause─► Paused ──Resume──► Running
+//!                                                               └─Kill, End, LeaseLost: as Running
 //! ```
 //!
 //! `Begin` is committed *before* the command may start. A sandbox that never reached `Running` therefore never ran its
@@ -26,6 +28,8 @@ pub enum State {
     Preparing,
     /// The command may have started.
     Running,
+    /// Its machine stands still until it is resumed; limits that count time wait as well.
+    Paused,
     /// Its end was asked for.
     Terminating,
     /// The command ended with 0.
@@ -42,11 +46,12 @@ pub enum State {
 
 impl State {
     /// Every state.
-    pub const ALL: [State; 10] = [
+    pub const ALL: [State; 11] = [
         State::Queued,
         State::Scheduled,
         State::Preparing,
         State::Running,
+        State::Paused,
         State::Terminating,
         State::Succeeded,
         State::Failed,
@@ -58,7 +63,7 @@ impl State {
     /// No event leaves it.
     pub fn is_terminal(self) -> bool {
         match self {
-            Self::Queued | Self::Scheduled | Self::Preparing | Self::Running | Self::Terminating => false,
+            Self::Queued | Self::Scheduled | Self::Preparing | Self::Running | Self::Paused | Self::Terminating => false,
             Self::Succeeded | Self::Failed | Self::Killed | Self::TimedOut | Self::Lost => true,
         }
     }
@@ -70,6 +75,7 @@ impl State {
             Self::Scheduled => "scheduled",
             Self::Preparing => "preparing",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Terminating => "terminating",
             Self::Succeeded => "succeeded",
             Self::Failed => "failed",
@@ -193,6 +199,10 @@ pub enum Event {
     Prepare,
     /// The node is about to start the command.
     Begin,
+    /// The machine was stopped.
+    Pause,
+    /// The machine goes on.
+    Resume,
     /// The lease ended before the command began: the node gave it back, or was lost. `tries_left` says if it may be
     /// tried again.
     GiveBack {
@@ -260,7 +270,7 @@ pub enum Denied {
 /// [`Denied`] when the event does not fit; the caller writes nothing.
 pub fn step(state: State, event: Event) -> Result<Next, Denied> {
     use Effect::{Ack, DeadLetter, Release, Requeue, TellNode};
-    use State::{Failed, Killed, Lost, Preparing, Queued, Running, Scheduled, Succeeded, Terminating, TimedOut};
+    use State::{Failed, Killed, Lost, Paused, Preparing, Queued, Running, Scheduled, Succeeded, Terminating, TimedOut};
 
     let to = |state, effects| Ok(Next { state, outcome: None, effects });
     let end = |outcome: Outcome, effects| Ok(Next { state: outcome.state(), outcome: Some(outcome), effects });
@@ -268,15 +278,23 @@ pub fn step(state: State, event: Event) -> Result<Next, Denied> {
         (Succeeded | Failed | Killed | TimedOut | Lost, _) => Err(Denied::Ended),
 
         (Queued, Event::Lease) => to(Scheduled, &[]),
-        (Scheduled | Preparing | Running | Terminating, Event::Lease) => Err(Denied::WrongState(state)),
+        (Scheduled | Preparing | Running | Paused | Terminating, Event::Lease) => Err(Denied::WrongState(state)),
 
         (Scheduled, Event::Prepare) => to(Preparing, &[]),
         (Preparing, Event::Prepare) => Err(Denied::Already),
-        (Queued | Running | Terminating, Event::Prepare) => Err(Denied::WrongState(state)),
+        (Queued | Running | Paused | Terminating, Event::Prepare) => Err(Denied::WrongState(state)),
 
         (Preparing, Event::Begin) => to(Running, &[]),
-        (Running, Event::Begin) => Err(Denied::Already),
+        (Running | Paused, Event::Begin) => Err(Denied::Already),
         (Queued | Scheduled | Terminating, Event::Begin) => Err(Denied::WrongState(state)),
+
+        (Running, Event::Pause) => to(Paused, &[]),
+        (Paused, Event::Pause) => Err(Denied::Already),
+        (Queued | Scheduled | Preparing | Terminating, Event::Pause) => Err(Denied::WrongState(state)),
+
+        (Paused, Event::Resume) => to(Running, &[]),
+        (Running, Event::Resume) => Err(Denied::Already),
+        (Queued | Scheduled | Preparing | Terminating, Event::Resume) => Err(Denied::WrongState(state)),
 
         (Scheduled | Preparing, Event::GiveBack { tries_left: true, .. }) => to(Queued, &[Requeue, Release]),
         (Scheduled | Preparing, Event::GiveBack { tries_left: false, why }) => {
@@ -285,14 +303,14 @@ pub fn step(state: State, event: Event) -> Result<Next, Denied> {
         (Terminating, Event::GiveBack { .. }) => {
             end(Outcome::because(Reason::Killed, "ended before its command began"), &[Ack, Release])
         }
-        (Queued | Running, Event::GiveBack { .. }) => Err(Denied::WrongState(state)),
+        (Queued | Running | Paused, Event::GiveBack { .. }) => Err(Denied::WrongState(state)),
 
         (Scheduled | Preparing, Event::LeaseLost { tries_left: true }) => to(Queued, &[Requeue, Release]),
         (Scheduled | Preparing, Event::LeaseLost { tries_left: false }) => end(
             Outcome::because(Reason::StartFailed, "its node was lost while it was prepared"),
             &[DeadLetter, Release],
         ),
-        (Running, Event::LeaseLost { .. }) => end(
+        (Running | Paused, Event::LeaseLost { .. }) => end(
             Outcome::because(Reason::NodeLost, "its node was lost; the command may have run, it is not run again"),
             &[DeadLetter, Release],
         ),
@@ -302,15 +320,15 @@ pub fn step(state: State, event: Event) -> Result<Next, Denied> {
         (Queued, Event::LeaseLost { .. }) => Err(Denied::WrongState(state)),
 
         (Queued, Event::Kill) => end(Outcome::because(Reason::Killed, "ended while it was queued"), &[Ack]),
-        (Scheduled | Preparing | Running, Event::Kill) => to(Terminating, &[TellNode]),
+        (Scheduled | Preparing | Running | Paused, Event::Kill) => to(Terminating, &[TellNode]),
         (Terminating, Event::Kill) => Err(Denied::Already),
 
         (Queued, Event::StartTimeout) => {
             end(Outcome::because(Reason::StartTimeout, "no node had room before start_timeout passed"), &[Ack])
         }
-        (Scheduled | Preparing | Running | Terminating, Event::StartTimeout) => Err(Denied::WrongState(state)),
+        (Scheduled | Preparing | Running | Paused | Terminating, Event::StartTimeout) => Err(Denied::WrongState(state)),
 
-        (Scheduled | Preparing | Running | Terminating, Event::End(outcome)) => end(outcome, &[Ack, Release]),
+        (Scheduled | Preparing | Running | Paused | Terminating, Event::End(outcome)) => end(outcome, &[Ack, Release]),
         (Queued, Event::End(_)) => Err(Denied::WrongState(state)),
     }
 }

@@ -24,6 +24,76 @@ pub struct TemplateSpec {
     pub workdir: Option<String>,
     /// `name`, `uid`, `name:group` or `uid:gid`; root when absent.
     pub user: Option<String>,
+    /// How a guest is made ready before its golden snapshot is taken.
+    #[serde(default)]
+    pub warm: Warm,
+    /// Further sizes that golden snapshots are kept for; the template's own is always one.
+    #[serde(default)]
+    pub shapes: Vec<Shape>,
+    /// No golden snapshots: every sandbox boots cold.
+    #[serde(default)]
+    pub cold: bool,
+}
+
+/// How a guest is made ready: before the golden snapshot, and again after a cold boot, always before the sandbox's own
+/// command.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Warm {
+    /// A command for `/bin/sh -c`, which must exit with 0. Processes that it leaves in the background stay.
+    #[serde(default)]
+    pub command: Option<String>,
+    /// A runner that waits for jobs.
+    #[serde(default)]
+    pub runner: Option<RunnerSpec>,
+}
+
+impl Warm {
+    /// There is something to do.
+    pub fn is_some(&self) -> bool {
+        self.command.is_some() || self.runner.is_some()
+    }
+}
+
+/// A warmed process that takes work without a new interpreter start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RunnerSpec {
+    /// Which one.
+    pub language: Language,
+    /// Modules that it has imported already.
+    #[serde(default)]
+    pub preload: Vec<String>,
+}
+
+/// What a runner runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Language {
+    /// Python 3: the image's `python3`.
+    Python,
+}
+
+/// Size of a machine: a golden snapshot fits exactly one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+pub struct Shape {
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Memory of the guest in MiB.
+    pub memory_mib: u32,
+}
+
+/// What a sandbox does with golden snapshots.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotUse {
+    /// Starts from one where one fits, else boots cold.
+    #[default]
+    Prefer,
+    /// Starts from one, or not at all.
+    Require,
+    /// Boots cold.
+    Never,
+    /// Boots cold, is made ready, and becomes one: how the server makes them.
+    Make,
 }
 
 /// Everything a node needs to run one sandbox; resolved when it was accepted and unchanged since.
@@ -59,6 +129,42 @@ pub struct SandboxSpec {
     pub stdin: bool,
     /// A client reads along: output waits for it rather than being cut out of the stored log.
     pub attach: bool,
+    /// Source for the template's runner; `command` are then the arguments that it sees.
+    #[serde(default)]
+    pub code: Option<String>,
+    /// How the guest is made ready; the template's.
+    #[serde(default)]
+    pub warm: Warm,
+    /// Environment, working directory and user of the template: what its runner and warm-up were started with.
+    #[serde(default)]
+    pub ground: Ground,
+    /// Names the golden snapshot of this template, size and kernel: 64 hex digits. Absent when there shall be none.
+    #[serde(default)]
+    pub golden: Option<String>,
+    /// What to do with it.
+    #[serde(default)]
+    pub snapshot: SnapshotUse,
+    /// What the sandbox wrote is overwritten when it ends.
+    #[serde(default)]
+    pub shred: bool,
+}
+
+impl SandboxSpec {
+    /// It has a command of its own, or code.
+    pub fn has_command(&self) -> bool {
+        !self.command.is_empty() || self.code.is_some()
+    }
+}
+
+/// What a template's own processes are started with.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ground {
+    /// Environment.
+    pub env: BTreeMap<String, String>,
+    /// Working directory; `/` when absent.
+    pub workdir: Option<String>,
+    /// User; root when absent.
+    pub user: Option<String>,
 }
 
 /// Bounds on what may be asked for. Every field of a request is checked against them before anything is stored.
