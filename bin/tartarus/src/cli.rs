@@ -82,6 +82,9 @@ pub(crate) enum Command {
     /// Stand beside a VM; started by the server
     #[command(hide = true)]
     Supervise(SuperviseArgs),
+    /// Hold the memory of golden snapshots; started by the server
+    #[command(hide = true)]
+    Keep(SuperviseArgs),
 }
 
 impl Command {
