@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -16,6 +16,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{CONTROL, Cause, Deadlines, EXIT, LAUNCH, LOCK, Launch, News, Order, Program, VmExit};
 use crate::driver::{Adopted, Channel, RuntimeError, Vm};
+use crate::pages;
+use crate::qemu::qmp::{Qmp, RunState};
 
 /// How long a supervisor may take to start its hypervisor, or to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -51,11 +53,23 @@ impl SupervisedVm {
         let (first, rest) = program.0.split_first().ok_or_else(|| RuntimeError::Start("no supervisor".into()))?;
         let mut command = tokio::process::Command::new(first);
         command.args(rest).arg(dir).env_clear().stdin(Stdio::from(lock)).stdout(Stdio::piped()).stderr(errors);
+        if let Some((from, _)) = launch.fds.iter().find(|(from, _)| *from < 3) {
+            return Err(RuntimeError::Start(format!("descriptor {from} is a standard stream and cannot be passed on")));
+        }
+        let inherited: Vec<RawFd> = launch.fds.iter().map(|(from, _)| *from).collect();
         // Its own session from the first moment: a signal to this process's group, such as Ctrl-C in a terminal, must
         // not reach machines.
-        // SAFETY: the closure only makes a system call.
+        // SAFETY: the closure only makes system calls on numbers.
         unsafe {
-            command.pre_exec(|| rustix::process::setsid().map(drop).map_err(io::Error::from));
+            command.pre_exec(move || {
+                for fd in &inherited {
+                    // Only in the child: no other process that is started meanwhile may inherit it.
+                    if libc::fcntl(*fd, libc::F_SETFD, 0) < 0 {
+                        return Err(io::Error::last_os_error());
+                    }
+                }
+                rustix::process::setsid().map(drop).map_err(io::Error::from)
+            });
         }
         let mut child = command.spawn().map_err(fail("starting the supervisor of"))?;
         let begun = Self::began(&mut child, dir, agent_socket).await;
@@ -190,9 +204,15 @@ fn dead(dir: &Path) -> io::Result<bool> {
 
 /// Connects to a socket by its name in a folder: through the folder's descriptor, since a whole path may be longer
 /// than the 107 bytes that an address holds.
-async fn connect_in(dir: &Path, name: &str) -> io::Result<UnixStream> {
+pub(crate) async fn connect_in(dir: &Path, name: &str) -> io::Result<UnixStream> {
     let folder = File::open(dir)?;
     UnixStream::connect(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd())).await
+}
+
+/// QEMU refuses a descriptor that could be read from as well. The file is emptied.
+fn for_writing_only(file: File) -> io::Result<File> {
+    file.set_len(0)?;
+    File::options().write(true).open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 fn read_exit(dir: &Path) -> Option<VmExit> {
@@ -227,6 +247,39 @@ impl Vm for SupervisedVm {
     fn touch(&self) {
         // A full queue holds orders that count as a sign of use themselves.
         let _ = self.orders.try_send((Order::Touch, None));
+    }
+
+    async fn pause(&self) -> Result<(), RuntimeError> {
+        Qmp::connect(&self.dir).await?.stop().await
+    }
+
+    async fn resume(&self) -> Result<(), RuntimeError> {
+        Qmp::connect(&self.dir).await?.cont().await
+    }
+
+    async fn is_paused(&self) -> Result<bool, RuntimeError> {
+        Ok(Qmp::connect(&self.dir).await?.state().await? != RunState::Running)
+    }
+
+    async fn save(&self, state: File, memory: File) -> Result<(), RuntimeError> {
+        let fail =
+            |what: &'static str| move |cause| RuntimeError::io(format!("{} {}", what, self.dir.display()), cause);
+        let paused = |state| match state {
+            RunState::Paused => Ok(()),
+            _ => Err(fail("saving")(io::Error::other("the machine is not paused"))),
+        };
+        let state = for_writing_only(state).map_err(fail("opening the state file of"))?;
+        let mut qmp = Qmp::connect(&self.dir).await?;
+        paused(qmp.state().await?)?;
+        let bytes = qmp.memory_bytes().await?;
+        qmp.save_devices(state.as_fd()).await?;
+        // Others may speak to QEMU while the memory is copied.
+        drop(qmp);
+        let pid = self.pid;
+        let copied = tokio::task::spawn_blocking(move || pages::save(pid, bytes, memory)).await;
+        copied.map_err(|e| fail("saving the memory of")(e.into()))?.map_err(fail("saving the memory of"))?;
+        // Only if it stayed so, state and memory are of one moment, and `pid` was QEMU all the time.
+        paused(Qmp::connect(&self.dir).await?.state().await?)
     }
 
     async fn kill(&self) {
