@@ -47,6 +47,11 @@ impl SupervisedVm {
         let fail = |what: &'static str| move |cause| RuntimeError::io(format!("{} {}", what, dir.display()), cause);
         let bytes = serde_json::to_vec(launch).map_err(|e| RuntimeError::Start(e.to_string()))?;
         File::create(dir.join(LAUNCH)).and_then(|mut f| f.write_all(&bytes)).map_err(fail("writing launch.json in"))?;
+        // What an earlier machine in this folder left would be taken for this one's.
+        match std::fs::remove_file(dir.join(EXIT)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(fail("removing exit.json in")(e)),
+            _ => {}
+        }
         let errors = File::create(dir.join("supervisor.log")).map_err(fail("making supervisor.log in"))?;
         let lock = File::create(dir.join(LOCK)).map_err(fail("making supervisor.lock in"))?;
         lock.try_lock().map_err(|_| RuntimeError::Start("another supervisor has its folder".into()))?;
@@ -93,7 +98,14 @@ impl SupervisedVm {
             .map_err(|_| RuntimeError::Start(format!("no word from its supervisor within {} s", PATIENCE.as_secs())))?
             .map_err(|cause| RuntimeError::io(format!("reading from the supervisor of {}", dir.display()), cause))?;
         match serde_json::from_str(&line) {
-            Ok(News::Running { .. }) => Self::connect(dir, agent_socket).await.map_err(Unreached::into_error),
+            Ok(News::Running { pid }) => match Self::connect(dir, agent_socket).await {
+                Ok(vm) => Ok(vm),
+                // It may have ended already; then its supervisor has as well, or is about to.
+                Err(unreached) => match tokio::time::timeout(PATIENCE, child.wait()).await {
+                    Ok(_) if let Some(exit) = read_exit(dir) => Ok(Self::ended(dir, pid, agent_socket, exit)),
+                    _ => Err(unreached.into_error()),
+                },
+            },
             Ok(News::Failed { why }) => Err(RuntimeError::Start(why)),
             _ => {
                 let log = std::fs::read_to_string(dir.join("supervisor.log")).unwrap_or_default();
@@ -101,6 +113,13 @@ impl SupervisedVm {
                 Err(RuntimeError::Start(format!("its supervisor ended: {log}")))
             }
         }
+    }
+
+    /// One that has ended before it could be reached.
+    fn ended(dir: &Path, pid: u32, agent_socket: &'static str, exit: VmExit) -> Self {
+        let (orders, _) = mpsc::channel(1);
+        let (_, exit) = watch::channel(Some(exit));
+        Self { dir: dir.to_owned(), pid, agent_socket, orders, exit }
     }
 
     /// What became of the machine in `dir`.
