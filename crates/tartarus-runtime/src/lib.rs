@@ -5,10 +5,9 @@
 
 pub mod driver;
 pub mod host;
+pub mod pages;
 pub mod qemu;
 pub mod supervisor;
 
-pub use driver::{
-    Adopted, Channel, DiskFormat, Driver, Fingerprint, Layer, Machine, Restore, RuntimeError, Vm,
-};
+pub use driver::{Adopted, Channel, DiskFormat, Driver, Fingerprint, Layer, Machine, Restore, RuntimeError, Vm};
 pub use supervisor::{Cause, Deadlines, VmExit};
