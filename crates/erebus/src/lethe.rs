@@ -6,15 +6,14 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::{SeekFrom, ioctl_ficlone, seek};
-use rustix::io::Errno;
+use rustix::fs::ioctl_ficlone;
 
 use crate::ErebusError;
 use crate::disk::{self, Staging};
+use crate::sparse;
 use crate::tool::{MKE2FS, says_full, speech};
 
 /// The same in every layer: a guest must learn nothing from it.
@@ -26,9 +25,6 @@ const ID: &str = "7a727461-7475-4300-8000-6c6179657201";
 const OPTIONS: &str = "-q -F -t ext4 -b 4096 -I 256 -i 16384 -m 0 -L tartarus \
                        -O none,extent,flex_bg,filetype,dir_index,dir_nlink,sparse_super,large_file,huge_file,64bit,\
                        ext_attr,extra_isize,uninit_bg,resize_inode";
-
-/// Bytes copied at once.
-const CHUNK: usize = 256 * 1024;
 
 /// The folder of empty layers. One process at a time uses it.
 #[derive(Debug, Clone)]
@@ -117,32 +113,7 @@ fn clone(source: &File, target: &File) -> io::Result<Made> {
     if ioctl_ficlone(target, source).is_ok() {
         return Ok(Made { bytes_copied: 0, reflinked: true });
     }
-    Ok(Made { bytes_copied: copy_data(source, target)?, reflinked: false })
-}
-
-/// Copies what is no hole; the target becomes as long as the source. Returns the bytes copied.
-fn copy_data(source: &File, target: &File) -> io::Result<u64> {
-    let length = source.metadata()?.len();
-    target.set_len(length)?;
-    let (mut end, mut copied, mut chunk) = (0, 0, vec![0; CHUNK]);
-    while end < length {
-        let start = match seek(source, SeekFrom::Data(end)) {
-            Ok(start) => start,
-            // Only a hole is left.
-            Err(Errno::NXIO) => break,
-            Err(error) => return Err(error.into()),
-        };
-        end = seek(source, SeekFrom::Hole(start))?;
-        let mut at = start;
-        while at < end {
-            let most = chunk.len().min((end - at) as usize);
-            source.read_exact_at(&mut chunk[..most], at)?;
-            target.write_all_at(&chunk[..most], at)?;
-            at += most as u64;
-        }
-        copied += end - start;
-    }
-    Ok(copied)
+    Ok(Made { bytes_copied: sparse::copy(source, target)?, reflinked: false })
 }
 
 #[cfg(test)]

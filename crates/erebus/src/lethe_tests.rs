@@ -123,13 +123,13 @@ fn copying_keeps_data_and_holes() {
         source.write_all_at(&[byte; 4096], at).unwrap();
     }
     let target = disk::create(&root.path().join("target"), 0o600).unwrap();
-    let copied = copy_data(&source, &target).unwrap();
+    let copied = sparse::copy(&source, &target).unwrap();
     assert!((3 * 4096..=3 << 20).contains(&copied), "{copied}");
     assert!(fs::read(root.path().join("source")).unwrap() == fs::read(root.path().join("target")).unwrap());
     assert!(target.metadata().unwrap().blocks() * 512 <= 4 << 20);
     let hole = disk::create(&root.path().join("hole"), 0o600).unwrap();
     hole.set_len(1 << 30).unwrap();
     let target = disk::create(&root.path().join("hole-2"), 0o600).unwrap();
-    assert_eq!(copy_data(&hole, &target).unwrap(), 0);
+    assert_eq!(sparse::copy(&hole, &target).unwrap(), 0);
     assert_eq!(target.metadata().unwrap().len(), 1 << 30);
 }
