@@ -8,19 +8,19 @@ use blobs::BlobStore;
 use erebus::kernels::KernelStore;
 use erebus::lethe::Layers;
 use erebus::nyx::Snapshots;
-use erebus::usage::disk_usage;
+use erebus::disk_usage;
 use sha2::{Digest, Sha256};
 use tartarus_api::doctor::{Check, DoctorReport, Status};
 use tartarus_api::node::{ByteStream, ImageMade, KernelMade, NodeUsage, SnapshotInfo};
 use tartarus_runtime::Driver;
 use tartarus_runtime::bases::Bases;
 use tartarus_runtime::supervisor::Program;
-use tartarus_types::{MIB, Refusal, Timestamp};
+use tartarus_types::{MIB, Refusal};
 use tokio_util::io::StreamReader;
 
 use crate::choice::{Chooser, Chosen, Wanted};
 use crate::doctor;
-use crate::golden::About;
+use crate::workbench::Golden;
 use crate::workshop::CannotStart;
 
 /// How a host's store is opened.
@@ -41,7 +41,7 @@ pub struct HostStore {
     pub(crate) blobs: Arc<BlobStore>,
     kernels: Arc<KernelStore>,
     pub(crate) layers: Arc<Layers>,
-    pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) snapshots: Snapshots,
     pub(crate) bases: Bases,
     loaded_limit: u64,
     pub(crate) chooser: Chooser,
@@ -65,7 +65,7 @@ impl HostStore {
             blobs: Arc::new(BlobStore::open(root.join("blobs")).map_err(Refusal::internal)?),
             kernels: Arc::new(KernelStore::open(root.join("kernels"))?),
             layers: Arc::new(Layers::open(root.join("layers"))?),
-            snapshots: Arc::new(Snapshots::open(root.join("snapshots"))?),
+            snapshots: Snapshots::open(root.join("snapshots"))?,
             bases,
             loaded_limit,
             chooser: Chooser::new(root.join("probe"), wanted, role("supervise")).map_err(Refusal::internal)?,
@@ -124,20 +124,18 @@ impl HostStore {
             }
         };
         let here = driver.fingerprint();
-        let snapshots = self.snapshots.list::<About>().unwrap_or_default();
-        let mut usable: Vec<_> = snapshots.into_iter().filter_map(|entry| entry.snapshot.ok()).collect();
-        usable.retain(|s| s.meta().kernel == kernel && s.meta().unusable(&here).is_none());
-        usable.sort_by_key(|s| std::cmp::Reverse(s.created_at_us()));
+        let mut usable = self.goldens();
+        usable.retain(|g| g.about.kernel == kernel && g.about.unusable(&here).is_none());
+        usable.sort_by_key(|g| std::cmp::Reverse(g.snapshot.created_at()));
         let mut room = self.loaded_limit;
-        for snapshot in usable {
-            let shape = snapshot.meta().shape;
-            let bytes = u64::from(shape.memory_mib) * MIB;
+        for golden in usable {
+            let bytes = u64::from(golden.about.shape.memory_mib) * MIB;
             if bytes > room {
                 break;
             }
             room -= bytes;
-            if let Err(why) = self.base(&snapshot, shape.memory_mib).await {
-                tracing::warn!(template = %snapshot.meta().template, why, "its snapshot is not loaded");
+            if let Err(why) = self.base(&golden).await {
+                tracing::warn!(template = %golden.about.template, why, "its snapshot is not loaded");
             }
         }
     }
@@ -146,24 +144,23 @@ impl HostStore {
     pub(crate) async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, Refusal> {
         let loaded = self.bases.loaded();
         let mut infos = Vec::new();
-        for entry in self.snapshots.list::<About>().map_err(Refusal::from)? {
-            // One that cannot even be read is nobody's: prune finds it by its name in the usage.
-            let Ok(snapshot) = entry.snapshot else { continue };
-            let about = snapshot.meta();
+        for listed in self.snapshots.list()? {
+            // One that cannot even be read is nobody's: the usage has its name.
+            let Ok(Some(Golden { snapshot, about })) = self.golden(&listed.golden) else { continue };
             let unusable = match self.choose(&about.kernel, false).await {
                 Ok((driver, _)) => about.unusable(&driver.fingerprint()),
                 Err(e) => Some(e.why),
             };
             infos.push(SnapshotInfo {
-                golden: snapshot.golden().to_owned(),
-                template: about.template.clone(),
-                shape: about.shape,
-                created_at: Timestamp(snapshot.created_at_us()),
-                bytes: entry.bytes,
-                layer_bytes: snapshot.layer_data_bytes(),
-                unusable: unusable.or_else(|| self.distrusted(snapshot.golden())),
+                unusable: unusable.or_else(|| self.distrusted(&listed.golden)),
                 outdated: about.outdated(&self.agent_digest),
-                loaded: loaded.iter().any(|base| base.name == snapshot.golden()),
+                loaded: loaded.iter().any(|base| base.name == listed.golden),
+                golden: listed.golden,
+                template: about.template,
+                shape: about.shape,
+                created_at: snapshot.created_at(),
+                bytes: listed.bytes,
+                layer_bytes: snapshot.layer_data_bytes(),
             });
         }
         Ok(infos)
@@ -192,7 +189,7 @@ impl HostStore {
                     of_logs.push((id, size(&entry.path())?));
                 }
             }
-            let snapshots = snapshots.list::<About>().map_err(Refusal::from)?;
+            let snapshots = snapshots.list().map_err(Refusal::from)?;
             Ok::<_, Refusal>(NodeUsage {
                 images: blobs.sizes().map_err(Refusal::internal)?,
                 kernels: kernels.sizes().map_err(Refusal::from)?,

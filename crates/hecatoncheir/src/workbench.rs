@@ -3,11 +3,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
+use erebus::lethe::{LayerFormat, copy_layer};
 use erebus::nyx::Snapshot;
+use tartarus_runtime::bases::Base;
 use tartarus_runtime::{DiskFormat, Driver, Layer, Machine, Restore, Vm};
-use tartarus_types::{MIB, SandboxSpec, Shape, SnapshotUse};
+use tartarus_types::{MIB, Refusal, SandboxSpec, Shape, SnapshotUse, Timestamp};
 
 use crate::golden::{self, About};
 use crate::store::{HostStore, blocking};
@@ -16,40 +19,62 @@ use crate::workshop::{CannotStart, Hold, Ready, Start, Workshop};
 /// The layer's file in a machine's folder.
 const LAYER: &str = "layer";
 
+/// A golden snapshot and what is on record of it.
+pub(crate) struct Golden {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) about: About,
+}
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}
+
 fn shape(spec: &SandboxSpec) -> Shape {
     Shape { cpus: spec.cpus, memory_mib: spec.memory_mib }
 }
 
 impl HostStore {
+    /// The golden snapshots that can be read.
+    pub(crate) fn goldens(&self) -> Vec<Golden> {
+        let listed = self.snapshots.list().unwrap_or_default();
+        listed.into_iter().filter_map(|entry| self.golden(&entry.golden).ok().flatten()).collect()
+    }
+
+    /// The golden snapshot of a name.
+    pub(crate) fn golden(&self, name: &str) -> Result<Option<Golden>, String> {
+        let Some(snapshot) = self.snapshots.get(name).map_err(|e| e.to_string())? else { return Ok(None) };
+        let about = snapshot.meta().map_err(|e| e.to_string())?;
+        Ok(Some(Golden { snapshot, about }))
+    }
+
     /// The snapshot that a sandbox starts from, or why there is none.
-    fn fitting(&self, spec: &SandboxSpec, driver: &dyn Driver) -> Result<Snapshot<About>, String> {
+    fn fitting(&self, spec: &SandboxSpec, driver: &dyn Driver) -> Result<Golden, String> {
         let golden = golden::wanted(spec)?;
         if let Some(why) = self.distrusted(golden) {
             return Err(format!("the snapshot failed before: {why}"));
         }
-        let found = self.snapshots.get::<About>(golden).map_err(|e| e.to_string())?;
-        let snapshot = found.ok_or_else(|| golden::missing(spec, &self.shapes_of(&spec.template)))?;
-        match snapshot.meta().unusable(&driver.fingerprint()) {
+        let golden = self.golden(golden)?.ok_or_else(|| golden::missing(spec, &self.shapes_of(&spec.template)))?;
+        match golden.about.unusable(&driver.fingerprint()) {
             Some(why) => Err(why),
-            None => Ok(snapshot),
+            None => Ok(golden),
         }
     }
 
     /// Sizes that there are snapshots for.
     fn shapes_of(&self, template: &str) -> Vec<Shape> {
-        let all = self.snapshots.list::<About>().unwrap_or_default();
-        let of = all.into_iter().filter_map(|entry| entry.snapshot.ok()).filter(|s| s.meta().template == template);
-        let mut shapes: Vec<Shape> = of.map(|s| s.meta().shape).collect();
+        let of = self.goldens().into_iter().filter(|golden| golden.about.template == template);
+        let mut shapes: Vec<Shape> = of.map(|golden| golden.about.shape).collect();
         shapes.sort_unstable();
         shapes.dedup();
         shapes
     }
 
     /// Memory, devices and layer of a snapshot.
-    async fn restore(&self, spec: &SandboxSpec, snapshot: Snapshot<About>, dir: &Path) -> Result<(Layer, Start), String> {
-        let golden = snapshot.golden().to_owned();
-        let lease = self.snapshots.lease(&golden);
-        let base = self.base(&snapshot, spec.memory_mib).await?;
+    async fn restore(&self, from: Golden, dir: &Path) -> Result<(Layer, Start), String> {
+        let base = self.base(&from).await?;
+        let snapshot = from.snapshot;
+        let (golden, lease) = (snapshot.golden().to_owned(), snapshot.lease());
         let (layers, target) = (self.layers.clone(), dir.join(LAYER));
         let made = blocking(move || {
             let state = snapshot.state()?;
@@ -66,14 +91,13 @@ impl HostStore {
     /// The layer for a cold boot: the golden one, where there is one, so that what the warm-up wrote is there.
     async fn cold_layer(&self, spec: &SandboxSpec, dir: &Path) -> Result<Layer, CannotStart> {
         let golden = spec.golden.as_ref().filter(|_| spec.snapshot != SnapshotUse::Make);
-        let snapshot = golden.and_then(|golden| self.snapshots.get::<About>(golden).ok().flatten());
-        let lease = snapshot.as_ref().map(|s| self.snapshots.lease(s.golden()));
+        let snapshot = golden.and_then(|golden| self.snapshots.get(golden).ok().flatten());
         let (layers, target, size) = (self.layers.clone(), dir.join(LAYER), spec.disk_mib);
         let made = blocking(move || {
-            let _lease = lease;
-            match snapshot.and_then(|s| s.layer_checked().ok()) {
+            // The snapshot keeps its files where they are until the layer is made of them.
+            match snapshot.as_ref().and_then(|s| s.layer_checked().ok()) {
                 Some(golden) => layers.from_golden(&golden, &target).map(|made| made.format),
-                None => layers.make(size, &target).map(|_| erebus::lethe::Format::Raw),
+                None => layers.make(size, &target).map(|made| made.format),
             }
         });
         let format = made.await.map_err(CannotStart::retry)?;
@@ -81,23 +105,18 @@ impl HostStore {
     }
 
     /// The memory of a snapshot, loaded and sealed.
-    pub(crate) async fn base(
-        &self,
-        snapshot: &Snapshot<About>,
-        memory_mib: u32,
-    ) -> Result<Arc<tartarus_runtime::bases::Base>, String> {
-        let size = u64::from(memory_mib) * MIB;
-        let source = snapshot.clone();
-        let digest = snapshot.memory_digest();
-        let loaded = self.bases.get(snapshot.golden(), size, digest, move || source.open_memory()).await;
-        loaded.map_err(|e| e.to_string())
+    pub(crate) async fn base(&self, golden: &Golden) -> Result<Arc<Base>, String> {
+        let size = u64::from(golden.about.shape.memory_mib) * MIB;
+        let (source, digest) = (golden.snapshot.clone(), golden.snapshot.memory_digest());
+        let open = move || source.open_memory().map_err(std::io::Error::other);
+        self.bases.get(golden.snapshot.golden(), size, digest, open).await.map_err(|e| e.to_string())
     }
 }
 
-fn disk_format(format: erebus::lethe::Format) -> DiskFormat {
+fn disk_format(format: LayerFormat) -> DiskFormat {
     match format {
-        erebus::lethe::Format::Raw => DiskFormat::Raw,
-        erebus::lethe::Format::Qcow2 => DiskFormat::Qcow2,
+        LayerFormat::Raw => DiskFormat::Raw,
+        LayerFormat::Qcow2 => DiskFormat::Qcow2,
     }
 }
 
@@ -109,7 +128,7 @@ impl Workshop for HostStore {
         let (kernel, initramfs) = self.kernel(&spec.kernel).await?;
         let (driver, _) = self.choose(&spec.kernel, false).await?;
         let restored = match self.fitting(spec, &*driver) {
-            Ok(snapshot) => self.restore(spec, snapshot, dir).await,
+            Ok(golden) => self.restore(golden, dir).await,
             Err(why) => Err(why),
         };
         let (layer, start) = match restored {
@@ -141,17 +160,21 @@ impl Workshop for HostStore {
         };
         vm.pause().await.map_err(CannotStart::retry)?;
         let draft = self.snapshots.draft(&golden).map_err(CannotStart::retry)?;
-        let (state, memory) = draft.create_state_and_memory().map_err(CannotStart::retry)?;
+        let state = draft.create_state().map_err(CannotStart::retry)?;
+        let memory = draft.create_memory().map_err(CannotStart::retry)?;
         vm.save(state, memory).await.map_err(CannotStart::retry)?;
-        let layer = dir.join(LAYER);
+        let (layer, now) = (dir.join(LAYER), now());
         let kept = blocking(move || {
-            draft.copy_layer(&layer)?;
-            draft.commit(&about)
+            let copy = draft.create_layer()?;
+            copy_layer(&layer, &copy).map_err(|e| Refusal::internal(format!("copying the layer: {e}")))?;
+            let snapshot = draft.commit(&about, now)?;
+            Ok::<_, Refusal>(Golden { snapshot, about })
         });
-        let snapshot = kept.await.map_err(CannotStart::retry)?;
+        let made = kept.await.map_err(CannotStart::retry)?;
+        self.bases.remove(&golden).await;
         self.trust(&golden);
         // Whoever is told that it is ready shall not have to wait for its memory. What does not fit now may fit later.
-        if let Err(why) = self.base(&snapshot, spec.memory_mib).await {
+        if let Err(why) = self.base(&made).await {
             tracing::warn!(template = %spec.template, why, "the snapshot's memory is not loaded yet");
         }
         Ok(())
@@ -163,8 +186,8 @@ impl Workshop for HostStore {
     }
 
     async fn hold(&self, golden: &str) -> Hold {
-        let Ok(Some(snapshot)) = self.snapshots.get::<About>(golden) else { return Hold::default() };
-        match self.base(&snapshot, snapshot.meta().shape.memory_mib).await {
+        let Ok(Some(golden)) = self.golden(golden) else { return Hold::default() };
+        match self.base(&golden).await {
             Ok(base) => Hold::on(base),
             Err(_) => Hold::default(),
         }
