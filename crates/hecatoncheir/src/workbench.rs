@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use erebus::lethe::{LayerFormat, copy_layer};
+use erebus::lethe::{LayerFormat, Layers, copy_layer};
 use erebus::nyx::Snapshot;
 use tartarus_runtime::bases::Base;
 use tartarus_runtime::{DiskFormat, Driver, Layer, Machine, Restore, Vm};
@@ -75,10 +75,10 @@ impl HostStore {
         let base = self.base(&from).await?;
         let snapshot = from.snapshot;
         let (golden, lease) = (snapshot.golden().to_owned(), snapshot.lease());
-        let (layers, target) = (self.layers.clone(), dir.join(LAYER));
+        let target = dir.join(LAYER);
         let made = blocking(move || {
             let state = snapshot.state()?;
-            let made = layers.from_golden(&snapshot.layer_checked()?, &target)?;
+            let made = Layers::from_golden(&snapshot.layer_checked()?, &target)?;
             Ok::<_, erebus::ErebusError>((state, made.format))
         });
         let (state, format) = made.await.map_err(|e| e.to_string())?;
@@ -96,7 +96,7 @@ impl HostStore {
         let made = blocking(move || {
             // The snapshot keeps its files where they are until the layer is made of them.
             match snapshot.as_ref().and_then(|s| s.layer_checked().ok()) {
-                Some(golden) => layers.from_golden(&golden, &target).map(|made| made.format),
+                Some(golden) => Layers::from_golden(&golden, &target).map(|made| made.format),
                 None => layers.make(size, &target).map(|made| made.format),
             }
         });

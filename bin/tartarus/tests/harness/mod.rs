@@ -314,9 +314,11 @@ fn seed() -> PathBuf {
     let mut server = Server::empty(&[]);
     let path = |name: &str| fixtures.join(name).to_str().unwrap().to_owned();
     add_kernel(&server, &fixtures);
-    for (name, memory) in [("busybox", "128M"), ("python", "512M")] {
+    let runner = ["--runner", "python", "--preload", "numpy"];
+    for (name, memory, more) in [("busybox", "128M", &[][..]), ("python", "512M", &runner)] {
         server.ok(&["image", "import", &path(&format!("{name}.tar")), "--name", name]);
-        server.ok(&["template", "create", name, "--from", name, "--memory", memory, "--disk", "256M"]);
+        let create = ["template", "create", name, "--from", name, "--memory", memory, "--disk", "256M"];
+        server.ok(&create.iter().chain(more).copied().collect::<Vec<_>>());
     }
     // Makes the initramfs and the empty layer, so that no test pays for them.
     server.ok(&["run", "busybox", "--name", "first", "--", "true"]);
