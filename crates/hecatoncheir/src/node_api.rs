@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tartarus_api::doctor::DoctorReport;
 use tartarus_api::node::{
-    ByteStream, ExecSpec, ImageMade, KernelMade, Live, Node, NodeUsage, OutputRequest, OutputStream, SnapshotInfo, Target,
+    ByteStream, ExecSpec, ImageMade, KernelMade, Live, Node, NodeUsage, OutputRequest, OutputStream, SnapshotInfo,
+    Target,
 };
 use tartarus_types::{ErrorCode, ExecId, Outcome, Refusal, SandboxId};
 use tokio::sync::oneshot;
@@ -137,7 +138,7 @@ impl Node for LocalNode {
     }
 
     async fn usage(&self) -> Result<NodeUsage, Refusal> {
-        self.store.usage(&self.agent.ctx.ledger.root(), &self.agent.ctx.logs).await
+        self.store.usage(self.agent.ctx.ledger.root(), &self.agent.ctx.logs).await
     }
 
     async fn forget(&self, sandbox: &SandboxId) -> Result<(), Refusal> {

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use blobs::BlobStore;
+use erebus::disk_usage;
 use erebus::kernels::KernelStore;
 use erebus::lethe::Layers;
 use erebus::nyx::Snapshots;
-use erebus::disk_usage;
 use sha2::{Digest, Sha256};
 use tartarus_api::doctor::{Check, DoctorReport, Status};
 use tartarus_api::node::{ByteStream, ImageMade, KernelMade, NodeUsage, SnapshotInfo};
@@ -22,6 +23,9 @@ use crate::choice::{Chooser, Chosen, Wanted};
 use crate::doctor;
 use crate::workbench::Golden;
 use crate::workshop::CannotStart;
+
+/// So long a snapshot that failed is not used: it may have been the host that failed.
+const DISTRUST: Duration = Duration::from_secs(300);
 
 /// How a host's store is opened.
 pub struct HostOptions {
@@ -47,8 +51,8 @@ pub struct HostStore {
     pub(crate) chooser: Chooser,
     agent: &'static [u8],
     agent_digest: String,
-    /// Snapshots that a restore failed from, and how; until they are made again.
-    distrust: Mutex<HashMap<String, String>>,
+    /// Snapshots that a restore failed from, when and how.
+    distrust: Mutex<HashMap<String, (Instant, String)>>,
 }
 
 impl HostStore {
@@ -80,17 +84,18 @@ impl HostStore {
         &self.agent_digest
     }
 
-    fn distrust_map(&self) -> MutexGuard<'_, HashMap<String, String>> {
+    fn distrust_map(&self) -> MutexGuard<'_, HashMap<String, (Instant, String)>> {
         self.distrust.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How a restore from this snapshot failed.
+    /// How a restore from this snapshot failed a short while ago.
     pub(crate) fn distrusted(&self, golden: &str) -> Option<String> {
-        self.distrust_map().get(golden).cloned()
+        let map = self.distrust_map();
+        map.get(golden).filter(|(at, _)| at.elapsed() < DISTRUST).map(|(_, why)| why.clone())
     }
 
     pub(crate) fn put_distrust(&self, golden: &str, why: &str) {
-        self.distrust_map().insert(golden.to_owned(), why.to_owned());
+        self.distrust_map().insert(golden.to_owned(), (Instant::now(), why.to_owned()));
     }
 
     /// It was made anew.

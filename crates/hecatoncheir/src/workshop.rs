@@ -32,7 +32,7 @@ impl CannotStart {
 
 /// Keeps what a machine shares with others for as long as it is held.
 #[derive(Clone, Default)]
-pub struct Hold(Option<Arc<dyn Any + Send + Sync>>);
+pub struct Hold(#[expect(dead_code, reason = "held, never looked at")] Option<Arc<dyn Any + Send + Sync>>);
 
 impl Hold {
     /// Holds `what` until the last copy is dropped.

@@ -101,8 +101,7 @@ async fn a_fitting_snapshot_is_used_and_the_record_says_so() {
     let workshop = maker.workshop.clone();
     maker.stopped_clean().await;
 
-    for (snapshot, restored) in
-        [(SnapshotUse::Prefer, true), (SnapshotUse::Require, true), (SnapshotUse::Never, false)]
+    for (snapshot, restored) in [(SnapshotUse::Prefer, true), (SnapshotUse::Require, true), (SnapshotUse::Never, false)]
     {
         let node = node_with(workshop.clone(), user(&["echo", "hi"], snapshot), false);
         let Report::Ended { outcome, progress } = node.control.until(final_report).await else { panic!() };

@@ -46,7 +46,8 @@ pub(crate) async fn run(mut line: DuplexStream, mood: Mood) -> bool {
                 Kind::Hello => {
                     if let Ok(Some(_)) = hello.push(frame) {
                         let kernel = "0.0-fake".to_owned();
-                        let ack = HelloAck { version: tartarus_guest::VERSION, kernel, uptime_ns: 1, processes: Vec::new() };
+                        let ack =
+                            HelloAck { version: tartarus_guest::VERSION, kernel, uptime_ns: 1, processes: Vec::new() };
                         frame::encode_message(tag, Kind::HelloAck, 0, &message::encode(&ack), &mut out);
                     }
                 }

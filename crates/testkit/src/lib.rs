@@ -14,7 +14,8 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use hecatoncheir::workshop::{CannotStart, Hold, Ready, Start, Workshop};
 use tartarus_runtime::{
-    Adopted, Cause, Channel, Deadlines, DiskFormat, Driver, Fingerprint, Layer, Machine, Restore, RuntimeError, Vm, VmExit,
+    Adopted, Cause, Channel, Deadlines, DiskFormat, Driver, Fingerprint, Layer, Machine, Restore, RuntimeError, Vm,
+    VmExit,
 };
 use tartarus_types::{SandboxSpec, SnapshotUse};
 use tokio::sync::watch;

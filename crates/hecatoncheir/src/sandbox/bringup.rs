@@ -67,8 +67,7 @@ impl Prepared {
         home.create(assignment).map_err(|e| CannotStart::retry(format!("writing the node's ledger: {e}")))?;
         let ready = ctx.workshop.machine(&assignment.spec, home.dir()).await?;
         if let Start::Snapshot { golden, .. } = &ready.start {
-            home.mark_restored(golden)
-                .map_err(|e| CannotStart::retry(format!("writing the node's ledger: {e}")))?;
+            home.mark_restored(golden).map_err(|e| CannotStart::retry(format!("writing the node's ledger: {e}")))?;
         }
         Ok(Self { ready })
     }

@@ -46,6 +46,8 @@ impl Steady {
                 }
             }
         };
-        tokio::time::timeout(FREEZE, frozen).await.unwrap_or_else(|_| Err("the guest did not freeze in time".to_owned()))
+        tokio::time::timeout(FREEZE, frozen)
+            .await
+            .unwrap_or_else(|_| Err("the guest did not freeze in time".to_owned()))
     }
 }

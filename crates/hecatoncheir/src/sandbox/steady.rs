@@ -179,7 +179,8 @@ impl Steady {
     /// Tells the supervisor the limits, beyond the agent's own.
     pub(super) async fn arm_supervisor(&mut self, task: &Task) {
         let slack = |ms: u64| ms.saturating_add(SUPERVISOR_SLACK_MS);
-        let left = |at: Instant| u64::try_from(at.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u64::MAX);
+        let left =
+            |at: Instant| u64::try_from(at.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u64::MAX);
         let idle_ms = task.assignment.spec.idle_timeout_ms.map(slack);
         let deadlines = Deadlines { wall_ms: self.wall_at.map(left).map(slack), idle_ms, lease_ms: None };
         // A supervisor that is gone shows as the machine's end.

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use tartarus_api::node::{Assignment, Live, Moment, Progress, Report, StartedFrom, Verdict};
 use sha2::{Digest, Sha256};
+use tartarus_api::node::{Assignment, Live, Moment, Progress, Report, StartedFrom, Verdict};
 use tartarus_runtime::{Adopted, Vm};
 use tartarus_types::{Outcome, Reason, Refusal};
 use tokio::sync::{mpsc, watch};
@@ -137,10 +137,20 @@ impl Task {
         });
         let launched = match prepared.launch(self.start_ms_left()).await {
             Ok(launched) => launched,
-            Err(e) => return End::GiveBack(e),
+            Err(e) => {
+                self.distrust(&e);
+                return End::GiveBack(e);
+            }
         };
         self.reached("vm_started");
         self.boot(launched, Duration::from_millis(self.start_ms_left())).await
+    }
+
+    /// A snapshot that this sandbox could not be started from is not tried again at once: the next attempt boots cold.
+    fn distrust(&self, e: &CannotStart) {
+        if let Some(golden) = self.home.restored() {
+            self.ctx.workshop.distrust(&golden, &e.why);
+        }
     }
 
     /// From a running machine to the end.
@@ -163,8 +173,8 @@ impl Task {
         match greeting {
             Ok((link, events, ack)) => self.begin(launched.greeted(link, events, ack)).await,
             Err(e) => {
-                if let Some(golden) = self.home.restored().filter(|_| launched.origin == Origin::Restored) {
-                    self.ctx.workshop.distrust(&golden, &e.why);
+                if launched.origin == Origin::Restored {
+                    self.distrust(&e);
                 }
                 launched.unwind().await;
                 End::GiveBack(e)
@@ -349,7 +359,10 @@ impl Task {
                 Some(Request::Kill { reason, .. }) => {
                     vm.kill().await;
                     vm.wait().await;
-                    return Some(End::Outcome(ending::outcome(None, ending::Asked { kill: Some(reason), limit: None })));
+                    return Some(End::Outcome(ending::outcome(
+                        None,
+                        ending::Asked { kill: Some(reason), limit: None },
+                    )));
                 }
                 Some(request) => {
                     if let Some(end) = stops(request, &mut self.early) {
