@@ -378,9 +378,11 @@ fn the_layer_is_read_once_per_process() {
         snapshot.layer_checked().unwrap();
         start.elapsed()
     };
-    let after_commit = time(&store);
+    // The best of some: the machine may be busy with something else.
+    let best = |store: &Snapshots| (0..9).map(|_| time(store)).min().unwrap();
+    let after_commit = best(&store);
     let store = Snapshots::open(&store.0.root).unwrap();
-    let (first, second) = (time(&store), time(&store));
+    let (first, second) = (time(&store), best(&store));
     println!("a layer of 64 MiB: {after_commit:?} after the commit, first {first:?}, then {second:?}");
     assert!(second < Duration::from_millis(1) && after_commit < Duration::from_millis(1) && second < first);
 }
