@@ -16,6 +16,7 @@ mod folder;
 mod manifest;
 mod snapshot;
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -203,7 +204,7 @@ fn collect(root: &Path) -> io::Result<(BTreeMap<String, Arc<Folder>>, u64)> {
         names.extend(entry?.file_name().to_str().and_then(FolderName::parse));
     }
     // The latest first.
-    names.sort_by(|a, b| b.generation.cmp(&a.generation));
+    names.sort_by_key(|name| Reverse(name.generation));
     let next = names.first().map_or(0, |name| name.generation.saturating_add(1));
     let mut known = BTreeMap::new();
     for name in names {

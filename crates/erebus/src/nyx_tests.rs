@@ -190,6 +190,45 @@ fn a_kill_at_any_moment_leaves_the_old_the_new_or_none() {
     }
 }
 
+const KILLED: &str = "EREBUS_KILLED_FOLDER";
+
+/// Makes and removes snapshots in a child until it is killed, again and again.
+#[test]
+fn kill_9_leaves_a_whole_one_or_none() {
+    if let Some(root) = std::env::var_os(KILLED) {
+        let store = Snapshots::open(root).unwrap();
+        println!("open");
+        for n in (1..=200).cycle() {
+            put(&store, A, n);
+            if n % 7 == 0 {
+                assert!(store.remove(A).unwrap());
+            }
+        }
+    }
+    let root = tempfile::tempdir().unwrap();
+    let (mut found, mut left) = (0, 0);
+    for n in 0..60 {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "nyx::tests::kill_9_leaves_a_whole_one_or_none", "--nocapture"])
+            .env(KILLED, root.path())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let said = std::io::BufReader::new(child.stdout.take().unwrap());
+        assert!(std::io::BufRead::lines(said).any(|line| line.unwrap().ends_with("open")));
+        std::thread::sleep(Duration::from_micros(1_000 + n * 197));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        left += usize::from(entries(root.path()).len() != 2 || !entries(&root.path().join("staging")).is_empty());
+        let store = Snapshots::open(root.path()).unwrap();
+        let snapshot = store.get(A).unwrap();
+        found += usize::from(snapshot.as_ref().map(which).is_some());
+        only(&store, if snapshot.is_some() { &[A] } else { &[] });
+    }
+    println!("of 60 kills {left} left something unfinished, and {found} a snapshot");
+    assert!(left > 5 && found > 5);
+}
+
 /// The moments of a rename or removal that never was whole on the disk: some of the files are there.
 #[test]
 fn half_a_folder_is_collected() {
@@ -339,9 +378,11 @@ fn the_layer_is_read_once_per_process() {
         snapshot.layer_checked().unwrap();
         start.elapsed()
     };
-    let after_commit = time(&store);
+    // The best of some: the machine may be busy with something else.
+    let best = |store: &Snapshots| (0..9).map(|_| time(store)).min().unwrap();
+    let after_commit = best(&store);
     let store = Snapshots::open(&store.0.root).unwrap();
-    let (first, second) = (time(&store), time(&store));
+    let (first, second) = (time(&store), best(&store));
     println!("a layer of 64 MiB: {after_commit:?} after the commit, first {first:?}, then {second:?}");
     assert!(second < Duration::from_millis(1) && after_commit < Duration::from_millis(1) && second < first);
 }

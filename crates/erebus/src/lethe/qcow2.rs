@@ -46,7 +46,7 @@ fn header(backing: &Path, size: u64) -> io::Result<Vec<u8>> {
     if name.len() > MAX_NAME {
         return refuse("the path of the golden layer is longer than 1023 bytes");
     }
-    if size == 0 || size % 512 != 0 || size > MOST {
+    if size == 0 || !size.is_multiple_of(512) || size > MOST {
         return refuse("the golden layer's size is not one of whole sectors up to 4 TiB");
     }
     let entries = size.div_ceil(CLUSTER / 8 * CLUSTER) as u32;
