@@ -139,8 +139,12 @@ impl HostStore {
                 break;
             }
             room -= bytes;
-            if let Err(why) = self.base(&golden).await {
-                tracing::warn!(template = %golden.about.template, why, "its snapshot is not loaded");
+            let Golden { snapshot, about } = &golden;
+            let (layer, template) = (snapshot.clone(), &about.template);
+            if let Err(why) = blocking(move || layer.layer_checked()).await {
+                tracing::warn!(%template, error = %why, "its snapshot cannot be used");
+            } else if let Err(why) = self.base(&golden).await {
+                tracing::warn!(%template, why, "its snapshot is not loaded");
             }
         }
     }
@@ -196,8 +200,8 @@ impl HostStore {
             }
             let snapshots = snapshots.list().map_err(Refusal::from)?;
             Ok::<_, Refusal>(NodeUsage {
-                images: blobs.sizes().map_err(Refusal::internal)?,
-                kernels: kernels.sizes().map_err(Refusal::from)?,
+                images: blobs.usage().map_err(Refusal::internal)?,
+                kernels: kernels.usage().map_err(Refusal::from)?,
                 snapshots: snapshots.into_iter().map(|entry| (entry.golden, entry.bytes)).collect(),
                 empty_layers: size(&root.join("layers"))?,
                 sandboxes: size(&sandboxes)?,
