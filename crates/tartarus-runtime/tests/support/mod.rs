@@ -1,13 +1,25 @@
 //! The test executable is also the programs that the tests start: before its own `main` it looks whether it was started
 //! as one of them. So no second binary has to be built and found.
 
+#![allow(dead_code, clippy::print_stdout, reason = "each test crate uses some of it; roles print what they find")]
+
 use std::ffi::{CStr, c_char, c_int};
 use std::path::{Path, PathBuf};
 
+use tartarus_runtime::keeper;
 use tartarus_runtime::supervisor::{self, Program};
 
-/// The first argument that makes this executable a supervisor or keeper.
+pub(crate) mod roles;
+
+/// The first argument that makes this executable a supervisor, or something else.
 const SUPERVISOR: &str = "be-a-supervisor";
+const KEEPER: &str = "be-a-keeper";
+/// An agent that loads bases and is killed. Its folder is the argument.
+pub(crate) const AGENT: &str = "be-an-agent";
+/// Another user who was given sealed memory. Its descriptor is the argument.
+pub(crate) const INTRUDER: &str = "be-an-intruder";
+/// Another user who speaks to a keeper. Its folder is the argument.
+pub(crate) const STRANGER: &str = "be-a-stranger";
 
 #[used]
 // SAFETY: the loader calls what is listed there with these arguments, once, before `main`.
@@ -22,6 +34,10 @@ extern "C" fn role(argc: c_int, argv: *const *const c_char, _: *const *const c_c
     let (Some(role), Some(dir)) = (argument(1), argument(2)) else { return };
     let main = match role {
         SUPERVISOR => supervisor::main,
+        KEEPER => keeper::main,
+        AGENT => roles::agent,
+        INTRUDER => roles::intruder,
+        STRANGER => roles::stranger,
         _ => return,
     };
     // SAFETY: as Rust's own start does: a client that has gone is an error, not the end.
@@ -36,4 +52,9 @@ fn program(role: &str) -> Program {
 /// This executable as a supervisor.
 pub(crate) fn supervisor() -> Program {
     program(SUPERVISOR)
+}
+
+/// This executable as a keeper.
+pub(crate) fn keeper() -> Program {
+    program(KEEPER)
 }

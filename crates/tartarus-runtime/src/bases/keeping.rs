@@ -1,0 +1,185 @@
+//! The line to the keeper: one task speaks to it, starts another when it is gone, and gives that one everything again.
+//!
+//! Nothing here fails: without a keeper bases work as well, they only do not outlive the agent.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Base, Key, Shelf};
+use crate::keeper::{Connection, Connector};
+use crate::sealed;
+
+/// Questions that wait for their turn; whoever has one more waits.
+const QUEUE: usize = 64;
+/// A keeper that does not come up, or dies at once, is not tried again sooner.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Something to be done by the keeper. The sender of the answer is dropped when it cannot be done.
+enum Job {
+    Get(Key, oneshot::Sender<Option<OwnedFd>>),
+    Put(Key, Arc<OwnedFd>, oneshot::Sender<()>),
+    Drop(Vec<Key>, oneshot::Sender<()>),
+}
+
+/// Speaks to the keeper. The task behind it ends with the last of its clones.
+#[derive(Clone)]
+pub(super) struct Keeping {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl Keeping {
+    /// Connects, and puts everything on the shelf that the keeper holds and that is what it is called.
+    pub(super) async fn start(connector: Connector, shelf: Arc<Shelf>) -> Self {
+        let mut task = Task { connector, shelf, connection: None, tried: None };
+        if task.reach().await {
+            task.done(task.adopt().await);
+        }
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        tokio::spawn(task.run(queue));
+        Self { jobs }
+    }
+
+    pub(super) async fn get(&self, key: &Key) -> Option<OwnedFd> {
+        let (answer, wait) = oneshot::channel();
+        self.jobs.send(Job::Get(key.clone(), answer)).await.ok()?;
+        wait.await.ok().flatten()
+    }
+
+    pub(super) async fn put(&self, key: &Key, memory: Arc<OwnedFd>) {
+        let (answer, wait) = oneshot::channel();
+        if self.jobs.send(Job::Put(key.clone(), memory, answer)).await.is_ok() {
+            let _ = wait.await;
+        }
+    }
+
+    pub(super) async fn drop(&self, keys: Vec<Key>) {
+        let (answer, wait) = oneshot::channel();
+        if !keys.is_empty() && self.jobs.send(Job::Drop(keys, answer)).await.is_ok() {
+            let _ = wait.await;
+        }
+    }
+}
+
+struct Task {
+    connector: Connector,
+    shelf: Arc<Shelf>,
+    connection: Option<Connection>,
+    /// When it was last tried to reach one.
+    tried: Option<Instant>,
+}
+
+impl Task {
+    async fn run(mut self, mut queue: mpsc::Receiver<Job>) {
+        loop {
+            let job = match &self.connection {
+                Some(connection) => tokio::select! {
+                    job = queue.recv() => job,
+                    () = connection.lost() => {
+                        tracing::warn!("the keeper is gone, starting another");
+                        self.connection = None;
+                        self.renew().await;
+                        continue;
+                    }
+                },
+                None => queue.recv().await,
+            };
+            let Some(job) = job else { return };
+            if self.connection.is_none() {
+                self.renew().await;
+            }
+            if let Some(connection) = &self.connection {
+                let done = carry_out(connection, job).await;
+                self.done(done);
+            }
+        }
+    }
+
+    /// Connects, unless that was just tried.
+    async fn reach(&mut self) -> bool {
+        if self.tried.is_some_and(|at| at.elapsed() < PAUSE) {
+            return false;
+        }
+        match self.connector.connect().await {
+            Ok(connection) => self.connection = Some(connection),
+            Err(e) => tracing::warn!(error = %e, "no keeper: loaded memories will not outlive this process"),
+        }
+        self.tried = Some(Instant::now());
+        self.connection.is_some()
+    }
+
+    async fn renew(&mut self) {
+        if self.reach().await {
+            let refilled = self.refill().await;
+            self.done(refilled);
+        }
+    }
+
+    /// After a failure the next answer might be for the last question. A refusal is an answer.
+    fn done(&mut self, result: io::Result<()>) {
+        if let Err(e) = result {
+            tracing::warn!(error = %e, "the keeper did not do what it was asked");
+            if e.kind() != io::ErrorKind::Other {
+                self.connection = None;
+            }
+        }
+    }
+
+    async fn adopt(&self) -> io::Result<()> {
+        let Some(connection) = &self.connection else { return Ok(()) };
+        for name in connection.names().await? {
+            let Some(memory) = connection.get(&name).await? else { continue };
+            let identified = Key::from_held(&name).ok_or_else(|| "its name is not ours".to_owned());
+            match identified.and_then(|key| sealed::identify(&memory, &key.digest).map(|bytes| (key, bytes))) {
+                Ok((key, bytes)) => {
+                    let base = Arc::new(Base { memory: Arc::new(memory), bytes });
+                    self.shelf.with(|state| state.insert(key, base));
+                }
+                Err(why) => {
+                    tracing::warn!(name, why, "the keeper holds something else");
+                    connection.drop(&name).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a keeper hold exactly what is on the shelf.
+    async fn refill(&self) -> io::Result<()> {
+        let Some(connection) = &self.connection else { return Ok(()) };
+        let held: BTreeSet<String> = connection.names().await?.into_iter().collect();
+        let all: Vec<(String, Arc<OwnedFd>)> = self
+            .shelf
+            .with(|state| state.loaded.iter().map(|(key, slot)| (key.held_as(), slot.base.memory.clone())).collect());
+        for name in held.iter().filter(|name| !all.iter().any(|(known, _)| known == *name)) {
+            connection.drop(name).await?;
+        }
+        for (name, memory) in all.iter().filter(|(name, _)| !held.contains(name)) {
+            connection.put(name, memory.as_fd()).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn carry_out(connection: &Connection, job: Job) -> io::Result<()> {
+    match job {
+        Job::Get(key, answer) => {
+            let _ = answer.send(connection.get(&key.held_as()).await?);
+        }
+        Job::Put(key, memory, answer) => {
+            connection.put(&key.held_as(), memory.as_fd()).await?;
+            let _ = answer.send(());
+        }
+        Job::Drop(keys, answer) => {
+            for key in keys {
+                connection.drop(&key.held_as()).await?;
+            }
+            let _ = answer.send(());
+        }
+    }
+    Ok(())
+}
