@@ -206,8 +206,16 @@ impl Assembler {
 /// What opens a connection: zeros that end any half-written frame, the magic and the nonce. The first frame follows.
 pub fn preamble(nonce: &[u8; NONCE]) -> Vec<u8> {
     let mut out = vec![0; FLUSH];
-    out.extend_from_slice(&MAGIC);
-    out.extend_from_slice(nonce);
+    out.extend_from_slice(&short_preamble(nonce));
+    out
+}
+
+/// A preamble without padding, for a peer that is known to be between two frames: a restored clone whose last session
+/// ended with [`Kind::Frozen`]. A half-written frame would swallow it.
+pub fn short_preamble(nonce: &[u8; NONCE]) -> [u8; MAGIC.len() + NONCE] {
+    let mut out = [0; MAGIC.len() + NONCE];
+    out[..MAGIC.len()].copy_from_slice(&MAGIC);
+    out[MAGIC.len()..].copy_from_slice(nonce);
     out
 }
 
@@ -297,40 +305,47 @@ impl Decoder {
 
     /// Drops bytes up to the end of a preamble and gives its nonce, or drops all that cannot begin one.
     fn search(&mut self) -> Option<[u8; NONCE]> {
-        let bytes = &self.buffer[self.start..];
-        let found = match self.side {
-            Side::Guest => find(bytes, &MAGIC),
-            Side::Host(nonce) => find(bytes, &[MAGIC, nonce].concat()),
-        };
-        match found {
-            Some(at) if bytes.len() >= at + MAGIC.len() + NONCE => {
-                let from = at + MAGIC.len();
-                let nonce = bytes[from..from + NONCE].try_into().ok()?;
-                self.start += from + NONCE;
-                Some(nonce)
-            }
-            Some(at) => {
-                self.start += at;
-                None
-            }
-            None => {
-                self.start += bytes.len().saturating_sub(MAGIC.len() + NONCE - 1);
-                None
+        loop {
+            let bytes = &self.buffer[self.start..];
+            let Some(at) = find_magic(bytes) else {
+                self.start += bytes.len().saturating_sub(MAGIC.len() - 1);
+                return None;
+            };
+            self.start += at;
+            let nonce = bytes.get(at + MAGIC.len()..at + MAGIC.len() + NONCE)?.try_into().ok()?;
+            self.start += MAGIC.len();
+            match self.side {
+                Side::Host(own) if own != nonce => {}
+                _ => {
+                    self.start += NONCE;
+                    return Some(nonce);
+                }
             }
         }
     }
 }
 
-fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    let mut from = 0;
-    while let Some(step) = haystack[from..].iter().position(|b| *b == needle[0]) {
-        from += step;
-        if haystack[from..].starts_with(needle) {
-            return Some(from);
-        }
-        from += 1;
+/// How far a search for [`MAGIC`] may move when this byte stands where its last one should: padding is passed over in
+/// steps of its whole length.
+const STEPS: [u8; 256] = {
+    let mut steps = [MAGIC.len() as u8; 256];
+    let mut at = 0;
+    while at + 1 < MAGIC.len() {
+        steps[MAGIC[at] as usize] = (MAGIC.len() - 1 - at) as u8;
+        at += 1;
     }
-    None
+    steps
+};
+
+fn find_magic(bytes: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        let last = *bytes.get(at + MAGIC.len() - 1)?;
+        if last == MAGIC[MAGIC.len() - 1] && bytes[at..].starts_with(&MAGIC) {
+            return Some(at);
+        }
+        at += usize::from(STEPS[usize::from(last)]);
+    }
 }
 
 /// One frame at the start of `bytes` and its whole length.

@@ -97,6 +97,34 @@ fn a_long_message_is_split_and_put_together_within_bounds() {
     assert!(assembler.push(Frame { header: endless, payload: vec![0; 9] }).is_err());
 }
 
+#[test]
+fn a_short_preamble_opens_a_session_between_two_frames() {
+    let mut decoder = Decoder::guest();
+    decoder.push(&preamble(&OLD));
+    decoder.push(&frame(&OLD, b"whole"));
+    assert_eq!(drain(&mut decoder).len(), 2);
+    decoder.push(&short_preamble(&NEW));
+    decoder.push(&frame(&NEW, b"new"));
+    let found = drain(&mut decoder);
+    assert_eq!(found[0], Found::Session(NEW));
+    assert!(matches!(&found[1..], [Found::Frame(f)] if f.payload == b"new"), "{found:?}");
+}
+
+#[test]
+fn the_magic_is_found_wherever_it_stands_and_nothing_else_is() {
+    for before in 0..70 {
+        // What comes before are beginnings of the magic itself.
+        let mut bytes: Vec<u8> = MAGIC.iter().cycle().take(before % 16).copied().collect();
+        bytes.resize(before, MAGIC[14]);
+        assert_eq!(find_magic(&bytes), None);
+        bytes.extend(MAGIC);
+        bytes.push(0);
+        assert_eq!(find_magic(&bytes), Some(before));
+        bytes[before + 7] ^= 1;
+        assert_eq!(find_magic(&bytes), None);
+    }
+}
+
 proptest! {
     #[test]
     fn noise_never_panics_and_is_bounded(chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..2000), 0..20)) {

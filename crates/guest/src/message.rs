@@ -229,6 +229,21 @@ mod tests {
             },
             r#"{"token":"t","argv":["a"],"env":{"K":"V"},"cwd":null,"user":"u","stdin":true}"#,
         );
+        let code = r#"{"token":"t","argv":[],"env":{},"cwd":null,"user":null,"stdin":false,"code":"print(1)"}"#;
+        let start =
+            Start { token: "t".into(), code: Some("print(1)".into()), ..decode("start", code.as_bytes()).unwrap() };
+        sample(start, code);
+        let id = Some("0123456789abcdef0123456789abcdef".to_owned());
+        sample(
+            Hello { version: 2, time_ns: 2, entropy: vec![], hostname: "h".into(), machine_id: id },
+            r#"{"version":2,"time_ns":2,"entropy":[],"hostname":"h","machine_id":"0123456789abcdef0123456789abcdef"}"#,
+        );
+        sample(
+            StartRunner { language: "python".into(), preload: vec!["numpy".into()], env: [].into() },
+            r#"{"language":"python","preload":["numpy"],"env":{}}"#,
+        );
+        sample(RunnerState::Ready, r#""ready""#);
+        sample(RunnerState::Failed { message: "m".into() }, r#"{"failed":{"message":"m"}}"#);
         sample(End::Exited { code: 3, oom_kills: 0 }, r#"{"exited":{"code":3,"oom_kills":0}}"#);
         sample(End::Signalled { signal: 9, oom_kills: 1 }, r#"{"signalled":{"signal":9,"oom_kills":1}}"#);
         sample(End::NotFound { message: "m".into() }, r#"{"not_found":{"message":"m"}}"#);

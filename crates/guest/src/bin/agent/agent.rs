@@ -12,9 +12,12 @@ use rustix::process::{WaitOptions, wait};
 use tartarus_guest::frame::MAX_PAYLOAD;
 use tartarus_guest::{Header, Hello, Kind, Stream};
 
-use crate::events::{Events, Role, Source};
+use crate::events::{Events, Role, RunnerPart, Source};
+use crate::freeze::Freezer;
+use crate::hook::Hooks;
 use crate::memory::{oom_kills, relieve};
 use crate::process::Process;
+use crate::runner::Runner;
 use crate::session::Session;
 use crate::spawn::Held;
 
@@ -37,6 +40,10 @@ pub(crate) struct Ground {
     pub(crate) pressure: Option<OwnedFd>,
     /// Takes over the identity that a hello gives.
     pub(crate) become_it: BecomeIt,
+    /// Freezes the layer; none on anything but a guest.
+    pub(crate) freezer: Option<Freezer>,
+    /// Processes that want to hear of a restore, where the guest can listen to them.
+    pub(crate) hooks: Option<Hooks>,
 }
 
 /// Takes over an identity, or says why not.
@@ -51,6 +58,9 @@ pub(crate) struct Agent {
     pub(crate) session: Session,
     pub(crate) ground: Result<Ground, String>,
     pub(crate) processes: BTreeMap<u32, Process>,
+    pub(crate) runner: Runner,
+    /// The last reading of how many processes were killed for want of memory.
+    pub(crate) ooms: u64,
     /// Pipes of ended processes that their children may still write to, and whether there is something to read.
     drains: BTreeMap<RawFd, (OwnedFd, bool)>,
     children_ended: bool,
@@ -66,7 +76,12 @@ impl Agent {
         if let Ok(Ground { pressure: Some(pressure), .. }) = &ground {
             events.watch_pressure(pressure.as_fd())?;
         }
+        if let Ok(Ground { hooks: Some(hooks), .. }) = &ground {
+            events.watch(hooks.socket(), Source::Hook)?;
+        }
         Ok(Self {
+            runner: Runner::default(),
+            ooms: ground.as_ref().map_or(0, |ground| oom_kills(&ground.held.vmstat)),
             events,
             port,
             readable: true,
@@ -112,6 +127,9 @@ impl Agent {
                     *ready = true;
                 }
             }
+            Source::Runner(RunnerPart::Control) => self.runner_news(),
+            Source::Runner(RunnerPart::Output) => self.runner.drain(),
+            Source::Hook => self.hook_news(),
         }
     }
 
@@ -143,6 +161,7 @@ impl Agent {
     /// A new session: nothing is sent until the host attaches.
     pub(crate) fn detach(&mut self) {
         self.processes.values_mut().for_each(Process::detach);
+        self.runner.detach();
     }
 
     /// Reaps zombies, also those that were orphaned to PID 1.
@@ -162,7 +181,10 @@ impl Agent {
             };
             let pid = pid.as_raw_nonzero().get().unsigned_abs();
             if let Some(process) = self.processes.values_mut().find(|process| process.running() == Some(pid)) {
-                process.exited(status, self.ground.as_ref().map_or(0, |ground| oom_kills(&ground.held.proc)));
+                self.ooms = self.ground.as_ref().map_or(0, |ground| oom_kills(&ground.held.vmstat));
+                process.exited(status, self.ooms);
+            } else {
+                self.runner_reaped(pid);
             }
         }
         true
@@ -270,4 +292,4 @@ impl Agent {
 
 #[cfg(test)]
 #[path = "agent_tests.rs"]
-mod tests;
+pub(crate) mod tests;

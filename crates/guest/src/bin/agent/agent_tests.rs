@@ -6,13 +6,12 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags, open};
 use tartarus_guest::frame::{Found, NONCE, encode, encode_message, preamble, tag};
 use tartarus_guest::{Decoder, End, Frame, HelloAck, OUTPUT_WINDOW, ProcessState, Start, VERSION, message};
 
-struct Host {
+pub(crate) struct Host {
     agent: libc::pid_t,
-    stream: UnixStream,
+    pub(crate) stream: UnixStream,
     nonce: [u8; NONCE],
     decoder: Decoder,
 }
@@ -28,7 +27,12 @@ impl Drop for Host {
 }
 
 /// Starts an agent and says hello to it; `None`, said in one line, where it cannot start commands.
-fn agent(ground: Option<&str>) -> Option<Host> {
+pub(crate) fn agent(ground: Option<&str>) -> Option<Host> {
+    agent_on(ground, || (None, None))
+}
+
+/// The same with what a guest has beside.
+fn agent_on(ground: Option<&str>, beside: impl FnOnce() -> (Option<Freezer>, Option<Hooks>)) -> Option<Host> {
     if !rustix::process::geteuid().is_root() {
         println!("skipped: the agent sets users and limits, which takes root");
         return None;
@@ -39,13 +43,18 @@ fn agent(ground: Option<&str>) -> Option<Host> {
     // SAFETY: the child only runs the agent, which is made to be a process with one thread, and never returns.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
-        let held = Held {
-            proc: open("/proc", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap(),
-            null: open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap(),
-        };
+        // As PID 1 of a guest, it is the parent of every orphan.
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
+        let (freezer, hooks) = beside();
         let ground = match ground {
             Some(why) => Err(why.to_owned()),
-            None => Ok(Ground { held, pressure: None, become_it: Box::new(|_| Ok(())) }),
+            None => Ok(Ground {
+                held: Held::open().unwrap(),
+                pressure: None,
+                become_it: Box::new(|_| Ok(())),
+                freezer,
+                hooks,
+            }),
         };
         let _ = Agent::new(theirs.into(), ground).unwrap().serve();
         std::process::abort();
@@ -54,39 +63,39 @@ fn agent(ground: Option<&str>) -> Option<Host> {
 }
 
 impl Host {
-    fn hello(&mut self, nonce: u8) -> Frame {
+    pub(crate) fn hello(&mut self, nonce: u8) -> Frame {
         self.nonce = [nonce; NONCE];
         self.decoder = Decoder::host(self.nonce);
         self.stream.write_all(&preamble(&self.nonce)).unwrap();
-        let hello = Hello { version: VERSION, time_ns: 1, entropy: vec![1], hostname: "h".into() };
+        let hello = Hello { version: VERSION, time_ns: 1, entropy: vec![1], hostname: "h".into(), machine_id: None };
         self.message(Kind::Hello, 0, &message::encode(&hello));
         self.next()
     }
 
-    fn message(&mut self, kind: Kind, process: u32, message: &[u8]) {
+    pub(crate) fn message(&mut self, kind: Kind, process: u32, message: &[u8]) {
         let mut out = Vec::new();
         encode_message(tag(&self.nonce), kind, process, message, &mut out);
         self.stream.write_all(&out).unwrap();
     }
 
-    fn send(&mut self, kind: Kind, process: u32, stream: u8, offset: u64, payload: &[u8]) {
+    pub(crate) fn send(&mut self, kind: Kind, process: u32, stream: u8, offset: u64, payload: &[u8]) {
         let mut out = Vec::new();
         encode(tag(&self.nonce), Header { kind, stream, process, offset }, payload, &mut out);
         self.stream.write_all(&out).unwrap();
     }
 
-    fn start(&mut self, process: u32, token: &str, script: &str, stdin: bool) {
+    pub(crate) fn start(&mut self, process: u32, token: &str, script: &str, stdin: bool) {
         let argv = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
-        let start = Start { token: token.into(), argv, env: [].into(), cwd: None, user: None, stdin };
+        let start = Start { token: token.into(), argv, env: [].into(), cwd: None, user: None, stdin, code: None };
         self.message(Kind::Start, process, &message::encode(&start));
     }
 
-    fn attach(&mut self, process: u32, out: usize, err: usize) {
+    pub(crate) fn attach(&mut self, process: u32, out: usize, err: usize) {
         self.send(Kind::Attach, process, 1, out as u64, b"");
         self.send(Kind::Attach, process, 2, err as u64, b"");
     }
 
-    fn next(&mut self) -> Frame {
+    pub(crate) fn next(&mut self) -> Frame {
         let mut buffer = [0; 4096];
         loop {
             match self.decoder.next_found().unwrap() {
@@ -101,7 +110,7 @@ impl Host {
     }
 
     /// Collects output, acknowledging it, until the end or a fault.
-    fn end(&mut self, process: u32, outputs: &mut [Vec<u8>; 2]) -> Result<End, String> {
+    pub(crate) fn end(&mut self, process: u32, outputs: &mut [Vec<u8>; 2]) -> Result<End, String> {
         loop {
             let Frame { header, payload } = self.next();
             match header.kind {
@@ -146,6 +155,17 @@ fn a_child_that_outlives_the_command_delays_nothing() {
     let mut outputs = Default::default();
     assert_eq!(host.end(0, &mut outputs), exited(0));
     assert_eq!(outputs[0], b"last line\n");
+}
+
+#[test]
+fn no_signal_is_blocked_in_a_command() {
+    let Some(mut host) = agent(None) else { return };
+    host.hello(1);
+    host.start(0, "t", "grep SigBlk /proc/self/status", false);
+    host.attach(0, 0, 0);
+    let mut outputs = Default::default();
+    assert_eq!(host.end(0, &mut outputs), exited(0));
+    assert_eq!(outputs[0], b"SigBlk:\t0000000000000000\n");
 }
 
 #[test]
@@ -208,7 +228,7 @@ fn what_cannot_be_started_says_why() {
     {
         let (argv, env) = (vec![program.to_owned()], [].into());
         let (cwd, user) = (cwd.map(str::to_owned), user.map(str::to_owned));
-        let start = Start { token: "t".into(), argv, env, cwd, user, stdin: false };
+        let start = Start { token: "t".into(), argv, env, cwd, user, stdin: false, code: None };
         host.message(Kind::Start, process, &message::encode(&start));
         ends.push(host.end(process, &mut Default::default()).unwrap());
     }
@@ -224,4 +244,98 @@ fn a_guest_that_could_not_be_prepared_says_so_to_every_host() {
         let fault = host.hello(nonce);
         assert_eq!((fault.header.kind, fault.payload.as_slice()), (Kind::Fault, b"no disk".as_slice()));
     }
+}
+
+#[test]
+fn without_a_layer_a_freeze_says_so() {
+    let Some(mut host) = agent(None) else { return };
+    host.hello(1);
+    host.send(Kind::Freeze, 0, 0, 0, b"");
+    let frozen = host.next();
+    assert_eq!(
+        (frozen.header.kind, frozen.payload.as_slice()),
+        (Kind::Frozen, b"there is no layer to freeze".as_slice())
+    );
+}
+
+/// A file system of its own, which is unmounted and removed in the end.
+struct Disk(std::path::PathBuf);
+
+impl Disk {
+    fn new() -> Option<Self> {
+        let folder = std::env::temp_dir().join(format!("layer-{}", std::process::id()));
+        let disk = Self(folder);
+        std::fs::create_dir_all(disk.0.join("mount")).unwrap();
+        std::fs::File::create(disk.0.join("image")).unwrap().set_len(8 << 20).unwrap();
+        let run = |program: &str, arguments: &[&str]| {
+            let mut command = std::process::Command::new(program);
+            command.args(arguments).current_dir(&disk.0).output().is_ok_and(|output| output.status.success())
+        };
+        if run("mkfs.ext4", &["-q", "image"]) && run("mount", &["-o", "loop", "image", "mount"]) {
+            return Some(disk);
+        }
+        println!("skipped: no ext4 can be mounted on a loop device");
+        None
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let mount = self.0.join("mount");
+        // A test that failed may have left it frozen, which would keep it for ever.
+        if let Ok(file) = std::fs::File::open(&mount) {
+            let _ = Freezer::frozen(file.into()).thaw();
+        }
+        let _ = rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH);
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A process that was restored answers the agent before the host hears of the restore; what wanted to write to the frozen
+/// layer goes on.
+#[test]
+fn a_hello_after_a_freeze_thaws_and_tells_of_the_restore() {
+    let Some(disk) = rustix::process::geteuid().is_root().then(Disk::new).flatten() else { return };
+    let (mount, run) = (disk.0.join("mount"), disk.0.join("run"));
+    let layer = std::fs::File::open(&mount).unwrap();
+    let socket = run.to_str().unwrap().to_owned();
+    let beside = move || (Some(Freezer::new(layer.into())), Some(Hooks::listen(&socket).unwrap()));
+    let Some(mut host) = agent_on(None, beside) else { return };
+    host.hello(1);
+    let script = format!(
+        "exec python3 -c 'import socket\ns = socket.socket(1, 5)\ns.connect(\"{}/restored\")\nprint(\"waits\", flush=True)\n\
+         print(len(s.recv(99)), flush=True)\ns.send(b\"k\")\ns.recv(9)'",
+        run.display()
+    );
+    let mut outputs: [Vec<u8>; 2] = Default::default();
+    host.start(0, "t", &script, false);
+    host.attach(0, 0, 0);
+    while outputs[0] != b"waits\n" {
+        let Frame { header, payload } = host.next();
+        if header.kind == Kind::Output {
+            outputs[usize::from(header.stream) - 1].extend(payload);
+        }
+        assert_eq!(outputs[1], b"", "python3 is needed: {}", String::from_utf8_lossy(&outputs[1]));
+    }
+    for _ in 0..2 {
+        host.send(Kind::Freeze, 0, 0, 0, b"");
+        let frozen = host.next();
+        assert_eq!((frozen.header.kind, frozen.payload.as_slice()), (Kind::Frozen, b"".as_slice()));
+    }
+    host.start(1, "t", &format!("echo x > {}/file; echo wrote", mount.display()), false);
+    host.attach(1, 0, 0);
+    assert_eq!(host.next().header.kind, Kind::Started);
+    host.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    assert!(host.stream.read(&mut [0; 9]).is_err(), "nobody writes to a frozen layer");
+    host.stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    assert_eq!(host.hello(2).header.kind, Kind::HelloAck);
+    host.attach(1, 0, 0);
+    let mut wrote: [Vec<u8>; 2] = Default::default();
+    assert_eq!(host.end(1, &mut wrote), exited(0));
+    assert_eq!(wrote[0], b"wrote\n");
+    host.attach(0, 6, 0);
+    let Frame { payload, .. } = host.next();
+    assert_eq!(payload, b"64\n");
+    host.send(Kind::Signal, 0, 0, 9, b"");
+    while host.next().header.kind != Kind::Ended {}
 }

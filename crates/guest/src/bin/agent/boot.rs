@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::system::finit_module;
@@ -12,6 +11,9 @@ use crate::agent::Ground;
 use crate::console;
 use crate::disks;
 use crate::errors::{BootError, During};
+use crate::etc::EtcFiles;
+use crate::freeze::Freezer;
+use crate::hook::{self, Hooks};
 use crate::identity::{self, Identity};
 use crate::memory;
 use crate::port::open_port;
@@ -55,24 +57,24 @@ fn load_modules() -> Result<(), BootError> {
 }
 
 fn prepare(uevents: &Uevents) -> Result<Ground, BootError> {
-    root::enter(&disks::find(uevents)?)?;
+    let layer = root::enter(&disks::find(uevents)?)?;
     if let Err(error) = identity::loopback_up() {
         console(&format!("the loopback interface stays down: {error}"));
     }
     setrlimit(Resource::Nofile, NOFILE).during(|| "raise the agent's limit of open files".to_owned())?;
     fs::write("/proc/self/oom_score_adj", "-1000")
         .during(|| "protect the agent from the out-of-memory killer".to_owned())?;
-    let mut identity = Identity::new().during(|| "open the random device".to_owned())?;
-    let held = Held {
-        proc: open("/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .during(|| "open /proc".to_owned())?,
-        null: open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .during(|| "open /dev/null".to_owned())?,
-    };
-    let pressure = memory::pressure().ok();
+    let files = EtcFiles::mount("/etc", "/run/tartarus-etc");
+    let mut identity = Identity::new(files).during(|| "open the random device".to_owned())?;
+    let hooks = Hooks::listen(hook::FOLDER);
+    if let Err(error) = &hooks {
+        console(&format!("no process is told of a restore: could not listen in {}: {error}", hook::FOLDER));
+    }
     Ok(Ground {
-        held,
-        pressure,
+        held: Held::open().during(|| "open /proc, its vmstat or /dev/null".to_owned())?,
+        pressure: memory::pressure().ok(),
         become_it: Box::new(move |hello| identity.take(hello).map_err(|error| error.to_string())),
+        freezer: Some(Freezer::new(layer)),
+        hooks: hooks.ok(),
     })
 }

@@ -34,6 +34,19 @@ pub(crate) enum Source {
     Pipe(u32, Role),
     /// A pipe that is only emptied, by its descriptor.
     Drain(RawFd),
+    /// The runner's zygote.
+    Runner(RunnerPart),
+    /// The socket for processes that want to hear of a restore, or one of its connections.
+    Hook,
+}
+
+/// What of a zygote has news.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RunnerPart {
+    /// Its socket.
+    Control,
+    /// The pipe that is its standard output and standard error.
+    Output,
 }
 
 impl Source {
@@ -46,6 +59,9 @@ impl Source {
             Self::Pipe(process, Role::Output(Stream::Stderr)) => 4 | u64::from(process) << 3,
             Self::Pressure => 6,
             Self::Drain(fd) => 5 | (fd as u64) << 3,
+            Self::Hook => 7,
+            Self::Runner(RunnerPart::Control) => 7 | 1 << 3,
+            Self::Runner(RunnerPart::Output) => 7 | 2 << 3,
         }
     }
 
@@ -59,7 +75,12 @@ impl Source {
             4 => Self::Pipe(process, Role::Output(Stream::Stderr)),
             5 => Self::Drain((number >> 3) as RawFd),
             6 => Self::Pressure,
-            _ => return None,
+            _ => match number >> 3 {
+                0 => Self::Hook,
+                1 => Self::Runner(RunnerPart::Control),
+                2 => Self::Runner(RunnerPart::Output),
+                _ => return None,
+            },
         })
     }
 }
@@ -148,9 +169,10 @@ mod tests {
         let pipes = [Role::Stdin, Role::Output(Stream::Stdout), Role::Output(Stream::Stderr)];
         let pipes = pipes.into_iter().flat_map(|role| [0, 1, u32::MAX].map(|process| Source::Pipe(process, role)));
         let others = [Source::Port, Source::Children, Source::Pressure, Source::Drain(0), Source::Drain(RawFd::MAX)];
-        for source in pipes.chain(others) {
+        let more = [Source::Hook, Source::Runner(RunnerPart::Control), Source::Runner(RunnerPart::Output)];
+        for source in pipes.chain(others).chain(more) {
             assert_eq!(Source::decode(source.encode()), Some(source));
         }
-        assert_eq!(Source::decode(7), None);
+        assert_eq!(Source::decode(7 | 3 << 3), None);
     }
 }

@@ -1,18 +1,15 @@
-//! Makes this guest itself: clock, randomness and host name, as the host's hello gives them.
+//! Makes this guest itself: clock, randomness, host name and machine id, as the host's hello gives them.
 //!
-//! `/etc` belongs to the image. It is opened so that no link leads out of it into procfs, and files in it are replaced
-//! rather than written through; an image that allows neither goes without them.
+//! Part of every restore, where each instruction runs for the first time: as little as possible happens here.
 
-use std::fs::File;
-use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, mkdirat, open, openat, openat2, unlinkat};
+use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::time::{ClockId, Timespec, clock_settime};
 use tartarus_guest::Hello;
 
-use crate::console;
+use crate::etc::EtcFiles;
 
 /// `RNDADDENTROPY`, `_IOW('R', 0x03, int[2])`.
 const ADD_ENTROPY: libc::Ioctl = 0x4008_5203;
@@ -27,6 +24,9 @@ pub(crate) enum IdentityError {
     /// Not a name.
     #[error("the host name {0:?} is not 1 to 63 letters, digits, dots or hyphens")]
     Name(String),
+    /// Not an id.
+    #[error("the machine id {0:?} is not 32 small hex digits")]
+    MachineId(String),
     /// Beyond what a clock holds.
     #[error("the time {0} ns is out of range")]
     Time(u64),
@@ -40,6 +40,7 @@ pub(crate) struct Identity {
     /// Held open, because a command may have removed the device since.
     random: OwnedFd,
     hostname: String,
+    files: EtcFiles,
 }
 
 /// What the kernel's `rand_pool_info` looks like.
@@ -58,10 +59,10 @@ pub(crate) fn set_clock(time_ns: u64) -> Result<(), IdentityError> {
 }
 
 impl Identity {
-    /// Opens the random device.
-    pub(crate) fn new() -> Result<Self, Errno> {
+    /// Opens the random device; `files` are written when what they say changes.
+    pub(crate) fn new(files: EtcFiles) -> Result<Self, Errno> {
         let random = open("/dev/urandom", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Self { random, hostname: String::new() })
+        Ok(Self { random, hostname: String::new(), files })
     }
 
     /// Takes over what `hello` gives. The files of a host name are written only when it changes.
@@ -69,13 +70,19 @@ impl Identity {
         if !is_hostname(&hello.hostname) {
             return Err(IdentityError::Name(hello.hostname.chars().take(64).collect()));
         }
+        if let Some(id) = hello.machine_id.as_ref().filter(|id| !is_machine_id(id)) {
+            return Err(IdentityError::MachineId(id.chars().take(64).collect()));
+        }
         set_clock(hello.time_ns)?;
         self.mix(&hello.entropy).map_err(|error| IdentityError::Step("randomness", error))?;
         if self.hostname != hello.hostname {
             rustix::system::sethostname(hello.hostname.as_bytes())
                 .map_err(|error| IdentityError::Step("host name", error))?;
             self.hostname.clone_from(&hello.hostname);
-            name_files(&self.hostname);
+            self.files.name(&self.hostname);
+        }
+        if let Some(id) = &hello.machine_id {
+            self.files.machine_id(id);
         }
         Ok(())
     }
@@ -123,29 +130,8 @@ fn is_hostname(name: &str) -> bool {
     (1..=63).contains(&name.len()) && name.bytes().all(allowed)
 }
 
-fn name_files(hostname: &str) {
-    let hosts = format!("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 {hostname}\n");
-    for (file, content) in [("hosts", hosts), ("hostname", format!("{hostname}\n"))] {
-        if let Err(error) = replace_in_etc(file, content.as_bytes()) {
-            console(&format!("/etc/{file} is left as the image has it: {error}"));
-        }
-    }
-}
-
-fn replace_in_etc(file: &str, content: &[u8]) -> std::io::Result<()> {
-    match mkdirat(CWD, "/etc", Mode::from_raw_mode(0o755)) {
-        Ok(()) | Err(Errno::EXIST) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let etc = openat2(CWD, "/etc", flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)?;
-    match unlinkat(&etc, file, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-    let made = openat(&etc, file, flags, Mode::from_raw_mode(0o644))?;
-    File::from(made).write_all(content)
+fn is_machine_id(id: &str) -> bool {
+    id.len() == 32 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 #[cfg(test)]
@@ -159,6 +145,14 @@ mod tests {
         }
         for bad in ["", "a b", "a\nb", "a_b", "ä", "a\0", &"x".repeat(64)] {
             assert!(!is_hostname(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_machine_id_is_32_small_hex_digits() {
+        assert!(is_machine_id("0123456789abcdef0123456789abcdef"));
+        for bad in ["", "0123456789abcdef0123456789abcde", "0123456789ABCDEF0123456789abcdef", &"\n".repeat(32)] {
+            assert!(!is_machine_id(bad), "{bad:?}");
         }
     }
 }

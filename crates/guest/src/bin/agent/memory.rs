@@ -5,8 +5,8 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, fallocate, memfd_create, open, openat};
-use rustix::io::{Errno, read, write};
+use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, fallocate, memfd_create, open};
+use rustix::io::{Errno, pread, write};
 
 /// Some process waited for memory half a second out of one: what the kernel is to report, in microseconds.
 const TRIGGER: &[u8] = b"some 500000 1000000\0";
@@ -29,12 +29,11 @@ pub(crate) fn relieve() {
     let _ = probe.and_then(|probe| fallocate(probe, FallocateFlags::empty(), 0, PROBE));
 }
 
-/// The kernel's count of processes killed for want of memory; 0 where it cannot be read.
-pub(crate) fn oom_kills(proc: &OwnedFd) -> u64 {
+/// The kernel's count of processes killed for want of memory, out of `/proc/vmstat`; 0 where it cannot be read.
+pub(crate) fn oom_kills(vmstat: &OwnedFd) -> u64 {
     let mut text = [0; 16 * 1024];
-    let Ok(file) = openat(proc, "vmstat", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) else { return 0 };
     let mut length = 0;
-    while let Ok(count @ 1..) = read(&file, &mut text[length..]) {
+    while let Ok(count @ 1..) = pread(vmstat, &mut text[length..], length as u64) {
         length += count;
     }
     parse(&String::from_utf8_lossy(&text[..length]))

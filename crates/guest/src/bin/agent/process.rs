@@ -14,7 +14,7 @@ use crate::window::Outside;
 #[derive(Debug)]
 pub(crate) struct Process {
     token: String,
-    /// `None` when it could not be started.
+    /// `None` when it could not be started, or waits for the runner.
     pid: Option<u32>,
     /// Set when it ended.
     end: Option<End>,
@@ -34,7 +34,7 @@ impl Process {
             Ok(spawned) => {
                 input = spawned.stdin.map_or_else(Input::default, Input::new);
                 outputs = spawned.outputs.map(Output::new);
-                pid = Some(spawned.pid);
+                pid = spawned.pid;
             }
             Err(why) => end = Some(why),
         }
@@ -51,12 +51,30 @@ impl Process {
         self.pid.filter(|_| self.end.is_none())
     }
 
-    /// What a start is answered with, each time alike: its pid, or why it could not be started.
-    pub(crate) fn started(&self) -> Result<u32, End> {
+    /// It neither runs nor ended: it waits for the runner.
+    pub(crate) fn is_queued(&self) -> bool {
+        self.pid.is_none() && self.end.is_none()
+    }
+
+    /// The runner started it.
+    pub(crate) fn began(&mut self, pid: u32) {
+        self.pid = Some(pid);
+    }
+
+    /// It will never be started.
+    pub(crate) fn failed(&mut self, end: End) {
+        self.outputs = <[Output; 2]>::default();
+        self.input.close();
+        self.end = Some(end);
+    }
+
+    /// What a start is answered with, each time alike: its pid, or why it could not be started. Nothing yet as long as
+    /// it waits for the runner.
+    pub(crate) fn started(&self) -> Option<Result<u32, End>> {
         match (self.pid, &self.end) {
-            (Some(pid), _) => Ok(pid),
-            (None, Some(end)) => Err(end.clone()),
-            (None, None) => Err(End::NotExecutable { message: "it was never started".to_owned() }),
+            (Some(pid), _) => Some(Ok(pid)),
+            (None, Some(end)) => Some(Err(end.clone())),
+            (None, None) => None,
         }
     }
 

@@ -7,13 +7,14 @@ use std::os::fd::BorrowedFd;
 use rustix::time::{ClockId, clock_gettime};
 use tartarus_guest::{End, Header, Hello, HelloAck, Kind, MAX_PROCESSES, Start, VERSION, message};
 
-use crate::agent::Agent;
+use crate::agent::{Agent, Ground};
 use crate::events::Source;
+use crate::freeze::Freezer;
 use crate::identity::set_clock;
 use crate::memory::oom_kills;
 use crate::process::Process;
 use crate::session::Request;
-use crate::spawn::spawn;
+use crate::spawn::{signal_group, spawn};
 
 impl Agent {
     /// Does what the host asks; an error is a rule that it broke.
@@ -46,11 +47,10 @@ impl Agent {
                 let attached = process.attach(stream, offset);
                 attached.map_err(|error| format!("process {number}, {}: {error}", stream.as_str()))?;
             }
-            Request::Signal(number, signal) => {
-                if let Some(pid) = self.processes.get(&number).and_then(Process::running) {
-                    signal_group(pid, signal);
-                }
-            }
+            Request::Signal(number, signal) => match self.processes.get(&number).and_then(Process::running) {
+                Some(pid) => signal_group(pid, signal),
+                None => self.signal_queued(number, signal),
+            },
             Request::Clock(time_ns) => {
                 // The hello set it already, a little late; a kernel that refuses now leaves it so.
                 if self.ground.is_ok() {
@@ -58,18 +58,26 @@ impl Agent {
                 }
             }
             Request::Forget(number) => {
-                if self.processes.get(&number).is_some_and(|process| process.running().is_some()) {
+                let alive = |process: &Process| process.running().is_some() || process.is_queued();
+                if self.processes.get(&number).is_some_and(alive) {
                     return Err(format!("process {number} still runs and cannot be forgotten"));
                 }
                 self.processes.remove(&number);
             }
+            Request::StartRunner(start) => return self.start_runner(start),
+            Request::Freeze => return self.freeze(),
         }
         Ok(())
     }
 
     fn hello(&mut self, hello: &Hello) -> Result<(), String> {
         let ground = self.ground.as_mut().map_err(|why| why.clone())?;
+        let thawed = ground.freezer.as_mut().map_or(Ok(false), Freezer::thaw);
+        let restored = thawed.map_err(|error| format!("could not thaw the layer: {error}"))?;
         (ground.become_it)(hello)?;
+        if restored && let Some(hooks) = &mut ground.hooks {
+            hooks.restored();
+        }
         let uptime = clock_gettime(ClockId::Boottime);
         let ack = HelloAck {
             version: VERSION,
@@ -91,36 +99,42 @@ impl Agent {
             let message = format!("the guest already remembers {MAX_PROCESSES} processes; confirm those that ended");
             self.send_end(number, &End::NotExecutable { message });
             return Ok(());
+        } else if let Some(code) = &start.code {
+            self.start_job(number, start, code)?;
         } else {
-            let ooms = oom_kills(&ground.held.proc);
+            self.ooms = oom_kills(&ground.held.vmstat);
             let watch = |fd: BorrowedFd<'_>, role| self.events.watch(fd, Source::Pipe(number, role));
             let spawned = spawn(start, &ground.held, watch);
-            self.processes.insert(number, Process::new(start.token.clone(), spawned, ooms));
+            self.processes.insert(number, Process::new(start.token.clone(), spawned, self.ooms));
         }
-        match self.processes.get(&number).map(Process::started) {
-            Some(Ok(pid)) => {
-                let header = Header { offset: u64::from(pid), ..Header::new(Kind::Started, number) };
-                self.session.send(header, b"");
-            }
-            Some(Err(end)) => {
-                self.send_end(number, &end);
-                self.processes.get_mut(&number).into_iter().for_each(Process::told_end);
-            }
-            None => {}
-        }
+        self.answer_start(number);
         Ok(())
+    }
+
+    /// Freezes the layer and says so, or why not.
+    fn freeze(&mut self) -> Result<(), String> {
+        // Who connected before is told of the restore.
+        self.hook_news();
+        let ground = self.ground.as_mut().map_err(|why| why.clone())?;
+        self.ooms = oom_kills(&ground.held.vmstat);
+        let why = match ground.freezer.as_mut().map(Freezer::freeze) {
+            Some(Ok(())) => String::new(),
+            Some(Err(error)) => format!("could not freeze the layer: {error}"),
+            None => "there is no layer to freeze".to_owned(),
+        };
+        self.session.send(Header::new(Kind::Frozen, 0), why.as_bytes());
+        Ok(())
+    }
+
+    /// Processes that want to hear of a restore came or went.
+    pub(crate) fn hook_news(&mut self) {
+        if let Ok(Ground { hooks: Some(hooks), .. }) = &mut self.ground {
+            hooks.news(|connection| self.events.watch(connection, Source::Hook));
+        }
     }
 
     /// Queues an end.
     pub(crate) fn send_end(&mut self, number: u32, end: &End) {
         self.session.send(Header::new(Kind::Ended, number), &message::encode(end));
-    }
-}
-
-fn signal_group(pid: u32, signal: i32) {
-    let Ok(pid) = i32::try_from(pid) else { return };
-    if pid > 1 {
-        // SAFETY: plain system call without memory; the group is that of a child not reaped yet, so it is no other's.
-        unsafe { libc::kill(-pid, signal) };
     }
 }

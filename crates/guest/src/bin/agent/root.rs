@@ -45,8 +45,9 @@ pub(crate) fn mount_kernel_file_systems() -> Result<(), BootError> {
     Ok(())
 }
 
-/// Joins the disks, makes the result the root, and mounts the kernel's file systems in it.
-pub(crate) fn enter(disks: &Disks) -> Result<(), BootError> {
+/// Joins the disks, makes the result the root, and mounts the kernel's file systems in it. Gives a directory of the
+/// layer's own file system, which has no path any more.
+pub(crate) fn enter(disks: &Disks) -> Result<OwnedFd, BootError> {
     for path in ["/base", "/layer", "/root"] {
         directory(path)?;
     }
@@ -57,6 +58,8 @@ pub(crate) fn enter(disks: &Disks) -> Result<(), BootError> {
     // Inode tables stay as they are: zeroing them in the background would cost time and fill the sparse file.
     mount(layer.as_str(), "/layer", "ext4", MountFlags::NODEV | MountFlags::NOATIME, c"noinit_itable")
         .during(|| format!("mount the layer disk {layer} as ext4 (does it hold another file system?)"))?;
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    let layer = open("/layer", flags, Mode::empty()).during(|| "open the layer".to_owned())?;
     let scratch = layer_directories()?;
     mount(
         "overlay",
@@ -88,7 +91,7 @@ pub(crate) fn enter(disks: &Disks) -> Result<(), BootError> {
             made.during(|| format!("link {link}"))?;
         }
     }
-    Ok(())
+    Ok(layer)
 }
 
 /// Makes the layer's directories and gives `tmp` as a mount of its own: on disk, so that large files cost no memory.

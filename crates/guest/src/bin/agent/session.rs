@@ -4,7 +4,7 @@
 //! it opens a new session.
 
 use tartarus_guest::frame::{self, Assembler, Decoder, Found, MAGIC};
-use tartarus_guest::{Frame, Header, Hello, Kind, Start, Stream, message};
+use tartarus_guest::{Frame, Header, Hello, Kind, Start, StartRunner, Stream, message};
 
 /// Most bytes of a fault's text.
 const MAX_FAULT: usize = 4096;
@@ -35,6 +35,10 @@ pub(crate) enum Request {
     Forget(u32),
     /// The time now, nanoseconds since the epoch.
     Clock(u64),
+    /// Start the runner, once.
+    StartRunner(StartRunner),
+    /// Freeze the layer for a snapshot.
+    Freeze,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,7 +117,7 @@ impl Session {
         }
         let of_stream = || Stream::from_number(stream).ok_or_else(|| format!("no stream has number {stream}"));
         Ok(Some(match kind {
-            Kind::Hello | Kind::Start => match self.message(frame)? {
+            Kind::Hello | Kind::Start | Kind::StartRunner => match self.message(frame)? {
                 Some(message) => message,
                 None => return Ok(None),
             },
@@ -127,7 +131,15 @@ impl Session {
             },
             Kind::Forget => Request::Forget(process),
             Kind::Clock => Request::Clock(offset),
-            Kind::HelloAck | Kind::Started | Kind::Output | Kind::StdinAck | Kind::Ended | Kind::Fault => {
+            Kind::Freeze => Request::Freeze,
+            Kind::HelloAck
+            | Kind::Started
+            | Kind::Output
+            | Kind::StdinAck
+            | Kind::Ended
+            | Kind::Fault
+            | Kind::Runner
+            | Kind::Frozen => {
                 return Err(format!("a frame of kind {kind:?} comes from the guest only"));
             }
         }))
@@ -144,6 +156,10 @@ impl Session {
                 self.stage = Stage::Greeted(tag);
             }
             return Ok(Some(Request::Hello(hello)));
+        }
+        if kind == Kind::StartRunner {
+            let start = message::decode("start of a runner", &whole).map_err(|error| error.to_string())?;
+            return Ok(Some(Request::StartRunner(start)));
         }
         let start: Start = message::decode("start", &whole).map_err(|error| error.to_string())?;
         if start.token.is_empty() || start.token.len() > MAX_TOKEN {

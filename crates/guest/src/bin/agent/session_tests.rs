@@ -6,11 +6,19 @@ const NONCE_A: [u8; NONCE] = [5; NONCE];
 const NONCE_B: [u8; NONCE] = [6; NONCE];
 
 fn hello() -> Hello {
-    Hello { version: 1, time_ns: 1, entropy: vec![1], hostname: "h".into() }
+    Hello { version: 1, time_ns: 1, entropy: vec![1], hostname: "h".into(), machine_id: None }
 }
 
 fn start(token: &str) -> Start {
-    Start { token: token.into(), argv: vec!["a".into()], env: [].into(), cwd: None, user: None, stdin: false }
+    Start {
+        token: token.into(),
+        argv: vec!["a".into()],
+        env: [].into(),
+        cwd: None,
+        user: None,
+        stdin: false,
+        code: None,
+    }
 }
 
 /// A session in which the host said hello; its answer is taken away.
@@ -72,6 +80,9 @@ fn requests_are_read() {
     session.push(&frame(Kind::StdinEof, 0, 7));
     session.push(&frame(Kind::Stdin, 0, 7));
     session.push(&frame(Kind::Forget, 0, 0));
+    let runner = StartRunner { language: "python".into(), preload: vec!["m".into()], env: [].into() };
+    session.push(&bytes(NONCE_A, Kind::StartRunner, 0, &message::encode(&runner)));
+    session.push(&frame(Kind::Freeze, 0, 0));
     let all: Vec<Request> = std::iter::from_fn(|| session.next_request()).collect();
     let expected = [
         Request::Start(3, start("t")),
@@ -81,6 +92,8 @@ fn requests_are_read() {
         Request::StdinEof(3, 7),
         Request::Stdin(3, 7, vec![]),
         Request::Forget(3),
+        Request::StartRunner(runner),
+        Request::Freeze,
     ];
     assert_eq!(all, expected);
 }
@@ -96,6 +109,9 @@ fn a_broken_rule_is_answered_once_and_ends_the_session() {
         (frame(Kind::Signal, 0, 65), "signal"),
         (frame(Kind::Signal, 0, u64::MAX), "signal"),
         (frame(Kind::Ended, 0, 0), "guest only"),
+        (frame(Kind::Frozen, 0, 0), "guest only"),
+        (frame(Kind::Runner, 0, 0), "guest only"),
+        (frame(Kind::StartRunner, 0, 0), "runner"),
         (frame(Kind::Hello, 0, 0), "one hello"),
         (frame(Kind::Start, 0, 0), "start"),
         (frame(Kind::Start, 0, u64::MAX), "bytes"),
@@ -158,7 +174,7 @@ proptest! {
     }
 
     #[test]
-    fn any_header_is_answered_or_read(kind in 1u8..71, stream: u8, process: u32, offset: u64, payload in proptest::collection::vec(any::<u8>(), 0..50)) {
+    fn any_header_is_answered_or_read(kind in 1u8..74, stream: u8, process: u32, offset: u64, payload in proptest::collection::vec(any::<u8>(), 0..50)) {
         let mut session = greeted(NONCE_A);
         let mut raw = Vec::new();
         encode(tag(&NONCE_A), Header { kind: Kind::Stdin, stream, process, offset }, &payload, &mut raw);

@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use rustix::fs::{Gid, Mode, OFlags, Uid, fchown, openat};
+use rustix::fs::{Gid, Mode, OFlags, Uid, fchown, open, openat};
 use rustix::io::{Errno, ioctl_fionbio, write};
 use rustix::process::{Resource, Rlimit, chdir, getrlimit, setrlimit, setsid};
 use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
@@ -20,7 +20,7 @@ use crate::session::shortened;
 use crate::users::{self, User};
 
 /// `PATH` where the host gives none.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Most bytes of `/etc/passwd` and `/etc/group` that are read.
 const MAX_USERS: u64 = 1024 * 1024;
 /// Most bytes of the message of a start that failed.
@@ -35,13 +35,28 @@ pub(crate) struct Held {
     pub(crate) proc: OwnedFd,
     /// `/dev/null`, for reading.
     pub(crate) null: OwnedFd,
+    /// The kernel's counters, which are read again and again.
+    pub(crate) vmstat: OwnedFd,
+}
+
+impl Held {
+    /// Opens what is held.
+    pub(crate) fn open() -> Result<Self, Errno> {
+        let path = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let read = OFlags::RDONLY | OFlags::CLOEXEC;
+        Ok(Self {
+            proc: open("/proc", path, Mode::empty())?,
+            null: open("/dev/null", read, Mode::empty())?,
+            vmstat: open("/proc/vmstat", read, Mode::empty())?,
+        })
+    }
 }
 
 /// A running command, and our ends of its pipes; none of them blocks.
 #[derive(Debug)]
 pub(crate) struct Spawned {
-    /// Its pid, which is also its process group.
-    pub(crate) pid: u32,
+    /// Its pid, which is also its process group; absent as long as it waits for the runner.
+    pub(crate) pid: Option<u32>,
     /// Absent when the command has no standard input.
     pub(crate) stdin: Option<OwnedFd>,
     /// Standard output and standard error.
@@ -66,13 +81,12 @@ pub(crate) fn spawn(
     let Some((program, arguments)) = start.argv.split_first() else {
         return Err(not_executable("the command is empty".to_owned()));
     };
-    let user = users::resolve(start.user.as_deref(), &read_users("/etc/passwd"), &read_users("/etc/group"))
-        .map_err(|error| not_executable(error.to_string()))?;
+    let user = user_of(start.user.as_deref())?;
     let pipes = Pipes::new(start.stdin, &user, held, watch)
         .map_err(|error| not_executable(format!("could not make the pipes of {program:?}: {error}")))?;
     let mut command = Command::new(program);
     command.args(arguments).env_clear().env("PATH", PATH).env("HOME", &user.home).envs(&start.env);
-    let (stdin, [stdout, stderr]) = pipes.theirs;
+    let [stdin, stdout, stderr] = pipes.theirs.map(Stdio::from);
     command.stdin(stdin).stdout(stdout).stderr(stderr);
     let cwd = start.cwd.clone().unwrap_or_else(|| "/".to_owned());
     let proc =
@@ -82,14 +96,23 @@ pub(crate) fn spawn(
     // system calls.
     unsafe { command.pre_exec(move || prepare(&become_user, &cwd, &proc)) };
     match command.spawn() {
-        Ok(child) => Ok(Spawned { pid: child.id(), stdin: pipes.stdin, outputs: pipes.outputs }),
+        Ok(child) => Ok(Spawned { pid: Some(child.id()), stdin: pipes.stdin, outputs: pipes.outputs }),
         Err(error) => Err(explain(&error, program, start, &user)),
     }
 }
 
+/// Resolves the user of a command in the image.
+pub(crate) fn user_of(spec: Option<&str>) -> Result<User, End> {
+    users::resolve(spec, &read_users("/etc/passwd"), &read_users("/etc/group"))
+        .map_err(|error| not_executable(error.to_string()))
+}
+
 /// In the child: everything that makes it a command rather than a copy of PID 1.
-fn prepare(user: &User, cwd: &str, proc: &OwnedFd) -> io::Result<()> {
+pub(crate) fn prepare(user: &User, cwd: &str, proc: &OwnedFd) -> io::Result<()> {
     setsid().map_err(failed_at(0))?;
+    // The agent blocks SIGCHLD, which it reads from a descriptor; programs inherit that, and some wait for it.
+    // SAFETY: plain system call without memory but an empty set, which all zero bytes are.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, &std::mem::zeroed(), std::ptr::null_mut()) };
     // The agent itself must outlive a guest that is out of memory; its children must not.
     let score = openat(proc, "self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
     score.and_then(|score| write(score, b"0")).map_err(failed_at(0))?;
@@ -102,9 +125,16 @@ fn prepare(user: &User, cwd: &str, proc: &OwnedFd) -> io::Result<()> {
     chdir(cwd).map_err(failed_at(2))
 }
 
-fn explain(error: &io::Error, program: &str, start: &Start, user: &User) -> End {
+/// Which of [`STEPS`] a spawn failed at, and the system's error where there is one.
+pub(crate) fn failed_step(error: &io::Error) -> (i32, Option<Errno>) {
     let code = error.raw_os_error().unwrap_or(0);
     let (step, errno) = if code >= STEP { (code / STEP - 1, code % STEP) } else { (3, code) };
+    (step, (errno != 0).then(|| Errno::from_raw_os_error(errno)))
+}
+
+fn explain(error: &io::Error, program: &str, start: &Start, user: &User) -> End {
+    let (step, errno) = failed_step(error);
+    let errno = errno.map_or(0, Errno::raw_os_error);
     // Without a number it is an argument that the kernel cannot even be asked about, such as one with a NUL.
     let why = if errno == 0 { error.to_string() } else { io::Error::from_raw_os_error(errno).to_string() };
     let what = STEPS.get(step as usize).unwrap_or(&STEPS[0]);
@@ -125,7 +155,8 @@ fn explain(error: &io::Error, program: &str, start: &Start, user: &User) -> End 
     End::NotFound { message: shortened(&format!("{subject:?}: {hint}"), MAX_MESSAGE).to_owned() }
 }
 
-fn not_executable(message: String) -> End {
+/// The end of what could not be started.
+pub(crate) fn not_executable(message: String) -> End {
     End::NotExecutable { message: shortened(&message, MAX_MESSAGE).to_owned() }
 }
 
@@ -140,14 +171,16 @@ fn read_users(path: &str) -> Vec<u8> {
     bytes
 }
 
-struct Pipes {
-    stdin: Option<OwnedFd>,
-    outputs: [OwnedFd; 2],
-    theirs: (Stdio, [Stdio; 2]),
+/// The pipes of a process: our ends, none of which blocks, and its own standard input, output and error.
+pub(crate) struct Pipes {
+    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) outputs: [OwnedFd; 2],
+    pub(crate) theirs: [OwnedFd; 3],
 }
 
 impl Pipes {
-    fn new(
+    /// Makes pipes for `user`; `watch` gets our end of each.
+    pub(crate) fn new(
         stdin: bool,
         user: &User,
         held: &Held,
@@ -157,9 +190,9 @@ impl Pipes {
             let (reader, writer) = owned_pipe(user)?;
             ioctl_fionbio(&writer, true)?;
             watch(writer.as_fd(), Role::Stdin)?;
-            (Some(OwnedFd::from(writer)), Stdio::from(reader))
+            (Some(OwnedFd::from(writer)), OwnedFd::from(reader))
         } else {
-            (None, Stdio::from(held.null.try_clone()?))
+            (None, held.null.try_clone()?)
         };
         let (out, their_out) = owned_pipe(user)?;
         let (err, their_err) = owned_pipe(user)?;
@@ -167,7 +200,7 @@ impl Pipes {
             ioctl_fionbio(reader, true)?;
             watch(reader.as_fd(), Role::Output(stream))?;
         }
-        let theirs = (theirs, [Stdio::from(their_out), Stdio::from(their_err)]);
+        let theirs = [theirs, their_out.into(), their_err.into()];
         Ok(Self { stdin: ours, outputs: [out.into(), err.into()], theirs })
     }
 }
@@ -175,6 +208,18 @@ impl Pipes {
 /// A pipe that the user may open again, as `/dev/stdout` does.
 fn owned_pipe(user: &User) -> io::Result<(PipeReader, PipeWriter)> {
     let (reader, writer) = io::pipe()?;
-    fchown(reader.as_fd(), Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))?;
+    // It is root's as it is made.
+    if (user.uid, user.gid) != (0, 0) {
+        fchown(reader.as_fd(), Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))?;
+    }
     Ok((reader, writer))
+}
+
+/// Sends a signal to the group of a child that was not reaped yet, so that the group is no other's.
+pub(crate) fn signal_group(pid: u32, signal: i32) {
+    let Ok(pid) = i32::try_from(pid) else { return };
+    if pid > 1 {
+        // SAFETY: plain system call without memory.
+        unsafe { libc::kill(-pid, signal) };
+    }
 }

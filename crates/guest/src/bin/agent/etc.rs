@@ -1,0 +1,207 @@
+//! The files in `/etc` that say who a guest is: mounts of small files in memory, as containers have them, because writing
+//! them through the layers of the root would be most of a restored guest's way to its first job.
+//!
+//! `/etc` belongs to the image. It is opened so that no link leads out of it into procfs, and what stands in a file's
+//! place is replaced rather than followed; an image that does not allow it goes without.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, ftruncate, mkdirat, open, openat, openat2, statat, unlinkat,
+};
+use rustix::io::{Errno, pwrite};
+use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, move_mount, open_tree, unmount};
+
+use crate::console;
+
+/// The files. Another one, such as `resolv.conf`, is one more name here.
+const NAMES: [&str; 3] = ["hosts", "hostname", "machine-id"];
+/// Most bytes of a file of the image that are taken over.
+const MAX_CONTENT: u64 = 64 * 1024;
+
+/// Files that are mounted, held open for writing: each of [`NAMES`], or `None` where the image did not allow it.
+#[derive(Debug, Default)]
+pub(crate) struct EtcFiles([Option<OwnedFd>; 3]);
+
+impl EtcFiles {
+    /// Mounts the files over those in `etc`, with the same content. `scratch` is a path for a folder that is gone
+    /// afterwards.
+    pub(crate) fn mount(etc: &str, scratch: &str) -> Self {
+        let made = Scratch::new(scratch).and_then(|scratch| Ok((folder(etc)?, scratch)));
+        let (etc, scratch) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                console(&format!("the files in /etc stay as the image has them: {error}"));
+                return Self::default();
+            }
+        };
+        Self(NAMES.map(|name| {
+            let mounted = cover(&etc, &scratch.folder, name);
+            mounted.map_err(|error| console(&format!("/etc/{name} stays as the image has it: {error}"))).ok()
+        }))
+    }
+
+    /// Writes the host name's files.
+    pub(crate) fn name(&self, hostname: &str) {
+        const LOCAL: &str = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 ";
+        self.write(0, &[LOCAL, hostname, "\n"].concat());
+        self.write(1, &[hostname, "\n"].concat());
+    }
+
+    /// Writes the machine id.
+    pub(crate) fn machine_id(&self, id: &str) {
+        self.write(2, &[id, "\n"].concat());
+    }
+
+    fn write(&self, which: usize, content: &str) {
+        let Some(file) = &self.0[which] else { return };
+        let length = content.len() as u64;
+        let written = match pwrite(file, content.as_bytes(), 0) {
+            Ok(count) if count < content.len() => Err(Errno::NOSPC),
+            other => other,
+        };
+        if let Err(error) = written.and_then(|_| ftruncate(file, length)) {
+            console(&format!("/etc/{} could not be written: {error}", NAMES[which]));
+        }
+    }
+}
+
+/// A file system in memory, mounted as long as its files are made.
+struct Scratch<'a> {
+    path: &'a str,
+    folder: OwnedFd,
+}
+
+impl<'a> Scratch<'a> {
+    fn new(path: &'a str) -> Result<Self, Errno> {
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        mkdirat(CWD, path, Mode::from_raw_mode(0o700))?;
+        mount("tmpfs", path, "tmpfs", flags, c"mode=755,size=1m")?;
+        let folder = open(path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Self { path, folder })
+    }
+}
+
+impl Drop for Scratch<'_> {
+    fn drop(&mut self) {
+        // The mounted files keep their file system; an empty folder more would be nothing worse.
+        let _ = unmount(self.path, UnmountFlags::DETACH);
+        let _ = unlinkat(CWD, self.path, AtFlags::REMOVEDIR);
+    }
+}
+
+fn folder(etc: &str) -> Result<OwnedFd, Errno> {
+    match mkdirat(CWD, etc, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error),
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = open("/", flags, Mode::empty())?;
+    openat2(root, etc, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+}
+
+/// Makes the file in memory and mounts it over the one in `etc`.
+fn cover(etc: &OwnedFd, scratch: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
+    let create = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let mode = Mode::from_raw_mode(0o644);
+    let file = openat(scratch, name, create, mode)?;
+    match statat(etc, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(found) if FileType::from_raw_mode(found.st_mode) == FileType::RegularFile => {
+            pwrite(&file, &content(etc, name), 0)?;
+        }
+        found => {
+            match found {
+                Ok(_) => unlinkat(etc, name, AtFlags::empty())?,
+                Err(Errno::NOENT) => {}
+                Err(error) => return Err(error),
+            }
+            openat(etc, name, create, mode)?;
+        }
+    }
+    let tree = open_tree(scratch, name, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+    // Without a flag to follow it, a link at the target is none.
+    move_mount(&tree, "", etc, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    Ok(file)
+}
+
+fn content(etc: &OwnedFd, name: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    if let Ok(file) = openat(etc, name, flags, Mode::empty()) {
+        // What cannot be read is left out.
+        let _ = File::from(file).take(MAX_CONTENT).read_to_end(&mut bytes);
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::mount::{MountPropagationFlags, mount_change};
+    use std::fs;
+
+    /// Runs `test` with a folder, in a mount namespace of the thread's own; `false`, said in one line, where it cannot.
+    fn alone(name: &str, test: fn(&str)) {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: mounting takes root");
+            return;
+        }
+        let folder = std::env::temp_dir().join(format!("etc-{name}-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let path = folder.to_str().unwrap().to_owned();
+        let tested = std::thread::spawn(move || {
+            // SAFETY: plain system call; it concerns this thread alone.
+            assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0);
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+            test(&path);
+        })
+        .join();
+        fs::remove_dir_all(&folder).unwrap();
+        tested.unwrap();
+    }
+
+    #[test]
+    fn files_are_covered_and_rewritten_in_place() {
+        alone("cover", |folder| {
+            let (etc, scratch) = (format!("{folder}/etc"), format!("{folder}/scratch"));
+            fs::create_dir(&etc).unwrap();
+            fs::write(format!("{etc}/hosts"), "the image's\n").unwrap();
+            fs::write(format!("{folder}/outside"), "outside").unwrap();
+            std::os::unix::fs::symlink("../outside", format!("{etc}/hostname")).unwrap();
+            let files = EtcFiles::mount(&etc, &scratch);
+            assert!(!fs::exists(&scratch).unwrap());
+            let read = |name: &str| fs::read_to_string(format!("{etc}/{name}")).unwrap();
+            assert_eq!((read("hosts").as_str(), read("machine-id").as_str()), ("the image's\n", ""));
+            for name in ["a-longer-name", "short"] {
+                files.name(name);
+                assert_eq!(read("hostname"), format!("{name}\n"));
+                assert!(read("hosts").ends_with(&format!("\n127.0.1.1 {name}\n")), "{}", read("hosts"));
+            }
+            files.machine_id("0123456789abcdef0123456789abcdef");
+            assert_eq!(read("machine-id"), "0123456789abcdef0123456789abcdef\n");
+            assert_eq!(fs::read_to_string(format!("{folder}/outside")).unwrap(), "outside", "no link is followed");
+            assert!(fs::remove_file(format!("{etc}/hosts")).is_err(), "a mount cannot be removed");
+            for name in NAMES {
+                unmount(format!("{etc}/{name}"), UnmountFlags::DETACH).unwrap();
+            }
+            assert_eq!((read("hosts").as_str(), read("hostname").as_str()), ("the image's\n", ""));
+        });
+    }
+
+    #[test]
+    fn an_image_that_does_not_allow_a_file_goes_without_it() {
+        alone("without", |folder| {
+            let (etc, scratch) = (format!("{folder}/etc"), format!("{folder}/scratch"));
+            fs::create_dir_all(format!("{etc}/hosts")).unwrap();
+            let files = EtcFiles::mount(&etc, &scratch);
+            files.name("n");
+            assert!(fs::metadata(format!("{etc}/hosts")).unwrap().is_dir());
+            assert_eq!(fs::read_to_string(format!("{etc}/hostname")).unwrap(), "n\n");
+            let files = EtcFiles::mount(&format!("{folder}/no/such"), &scratch);
+            files.name("n");
+            assert!(files.0.iter().all(Option::is_none) && !fs::exists(&scratch).unwrap());
+        });
+    }
+}

@@ -1,0 +1,215 @@
+//! The runner: a warm interpreter that forks a fresh child for each job, so that a job need not start one.
+//!
+//! One *zygote* imports what the template wants; when asked it forks a *spare*, which waits for one job and becomes it.
+//! `docs/runner-protocol.md` says how they talk. Used by the agent's loop, which is never blocked: a job for which no
+//! spare waits stands in a queue. Knows nothing of output and ends; a running job is a process like any other.
+
+mod jobs;
+mod spare;
+mod zygote;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::BorrowedFd;
+
+use rustix::io::Errno;
+use tartarus_guest::{RunnerState, StartRunner};
+
+use crate::events::Source;
+use crate::spawn::{Held, user_of};
+use crate::users::User;
+
+pub(crate) use spare::Job;
+use spare::Spare;
+use zygote::{Heard, Zygote};
+
+/// Watches a descriptor of the runner.
+pub(crate) type Watch<'a> = &'a dyn Fn(BorrowedFd<'_>, Source) -> Result<(), Errno>;
+
+/// What happened to a job that stood in the queue.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Dealt {
+    /// The job with this number became the process with this pid.
+    Started(u32, u32),
+    /// It will never be started.
+    Failed(u32, String),
+}
+
+/// The runner of this guest: none, until the host asks for one.
+#[derive(Debug, Default)]
+pub(crate) struct Runner {
+    wanted: Option<Wanted>,
+    zygote: Option<Zygote>,
+    spare: Option<Spare>,
+    /// The zygote was asked for a spare and did not send it yet.
+    asked: bool,
+    queue: VecDeque<(u32, Job)>,
+    /// The host waits for the answer to its request.
+    owed: bool,
+}
+
+#[derive(Debug)]
+struct Wanted {
+    start: StartRunner,
+    /// Who it runs as.
+    user: User,
+}
+
+impl Runner {
+    /// Starts the runner, unless it is the one that was started before. The answer comes now or with later news.
+    pub(crate) fn start(&mut self, start: StartRunner, held: &Held, watch: Watch<'_>) -> Option<RunnerState> {
+        if self.wanted.as_ref().is_none_or(|wanted| wanted.start != start) {
+            self.zygote = None;
+            self.spare = None;
+            self.asked = false;
+            self.wanted = Some(Wanted { start, user: root() });
+        }
+        if self.spare.is_some() {
+            return Some(RunnerState::Ready);
+        }
+        self.owed = true;
+        if let Err(message) = self.ask(held, watch) {
+            self.owed = false;
+            return Some(RunnerState::Failed { message });
+        }
+        None
+    }
+
+    /// Who jobs run as when the host names nobody; `None` before a runner was started.
+    pub(crate) fn user(&self) -> Option<&User> {
+        self.wanted.as_ref().map(|wanted| &wanted.user)
+    }
+
+    /// The environment that the interpreter has already, beside `PATH` and `HOME`.
+    pub(crate) fn start_env(&self) -> Option<&BTreeMap<String, String>> {
+        self.wanted.as_ref().map(|wanted| &wanted.start.env)
+    }
+
+    /// Takes a job. Gives its pid when a spare waited for it, and nothing when it stands in the queue.
+    ///
+    /// # Errors
+    /// Why it can never be started.
+    pub(crate) fn take(&mut self, number: u32, job: Job, held: &Held, watch: Watch<'_>) -> Result<Option<u32>, String> {
+        if self.queue.is_empty()
+            && let Some(spare) = self.spare.take()
+            && let Ok(pid) = spare.give(&job)
+        {
+            return Ok(Some(pid));
+        }
+        self.queue.push_back((number, job));
+        self.ask(held, watch).inspect_err(|_| self.queue.retain(|(queued, _)| *queued != number)).map(|()| None)
+    }
+
+    /// Takes a job out of the queue.
+    pub(crate) fn forget(&mut self, number: u32) {
+        self.queue.retain(|(queued, _)| *queued != number);
+    }
+
+    /// A new session: whoever asked is gone.
+    pub(crate) fn detach(&mut self) {
+        self.owed = false;
+    }
+
+    /// The zygote has news: a spare, or its end.
+    pub(crate) fn news(&mut self, held: &Held, watch: Watch<'_>) -> (Vec<Dealt>, Option<RunnerState>) {
+        let mut dealt = Vec::new();
+        self.hear();
+        while let Some((number, job)) = self.queue.pop_front() {
+            let given = self.spare.take().and_then(|spare| spare.give(&job).ok());
+            let Some(pid) = given else {
+                self.queue.push_front((number, job));
+                break;
+            };
+            dealt.push(Dealt::Started(number, pid));
+        }
+        if self.owed && self.spare.is_some() {
+            self.owed = false;
+            return (dealt, Some(RunnerState::Ready));
+        }
+        let asked = if self.owed || !self.queue.is_empty() { self.ask(held, watch) } else { Ok(()) };
+        let state = asked.err().and_then(|message| self.fail(&message, &mut dealt));
+        (dealt, state)
+    }
+
+    /// The output pipe of the zygote has news.
+    pub(crate) fn drain(&mut self) {
+        self.zygote.iter_mut().for_each(Zygote::drain);
+    }
+
+    /// A child of PID 1 was reaped: perhaps the spare, or the zygote, which is started again when somebody waits for it.
+    pub(crate) fn reaped(&mut self, pid: u32, held: &Held, watch: Watch<'_>) -> (Vec<Dealt>, Option<RunnerState>) {
+        if self.spare.as_ref().is_some_and(|spare| spare.pid == pid) {
+            self.spare = None;
+        }
+        if self.zygote.as_ref().is_none_or(|zygote| zygote.pid != pid) {
+            return (Vec::new(), None);
+        }
+        self.hear();
+        self.asked = false;
+        self.zygote.iter_mut().for_each(|zygote| zygote.reaped = true);
+        match self.zygote.take() {
+            // It never got as far as a child: it would not the next time either, and the host is told why.
+            Some(mut zygote) if !zygote.ready => {
+                let mut dealt = Vec::new();
+                let state = self.fail(&zygote.last_words(), &mut dealt);
+                (dealt, state)
+            }
+            _ => self.news(held, watch),
+        }
+    }
+
+    /// Takes the spares that the zygote sent.
+    fn hear(&mut self) {
+        let Some(zygote) = &mut self.zygote else { return };
+        loop {
+            match zygote.hear() {
+                Heard::Spare(spare) => {
+                    zygote.ready = true;
+                    self.asked = false;
+                    self.spare = Some(spare);
+                }
+                Heard::Nothing => return,
+                Heard::End => {
+                    // What it is without its socket is no runner; the rest follows when it is reaped.
+                    zygote.kill();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Sees to it that a spare is on its way.
+    fn ask(&mut self, held: &Held, watch: Watch<'_>) -> Result<(), String> {
+        let Some(wanted) = &self.wanted else { return Err(NO_RUNNER.to_owned()) };
+        if self.asked {
+            return Ok(());
+        }
+        if self.zygote.is_none() {
+            self.zygote = Some(Zygote::launch(&wanted.start, &wanted.user, held, watch)?);
+        }
+        // When it ended meanwhile, the next news say so and it is started anew.
+        self.asked = true;
+        self.zygote.iter().for_each(Zygote::ask);
+        Ok(())
+    }
+
+    fn fail(&mut self, message: &str, dealt: &mut Vec<Dealt>) -> Option<RunnerState> {
+        dealt.extend(self.queue.drain(..).map(|(number, _)| Dealt::Failed(number, message.to_owned())));
+        std::mem::take(&mut self.owed).then(|| RunnerState::Failed { message: message.to_owned() })
+    }
+}
+
+/// Root as the image has it, or plain root where the image's user database is of no use.
+fn root() -> User {
+    user_of(None).unwrap_or_else(|_| User { uid: 0, gid: 0, groups: Vec::new(), home: "/root".to_owned() })
+}
+
+/// Why code cannot be run.
+pub(crate) const NO_RUNNER: &str = "the template has no runner: code needs one, and the host started none";
+
+/// Watches what the runner wants to be watched.
+pub(crate) fn watching(events: &crate::events::Events) -> impl Fn(BorrowedFd<'_>, Source) -> Result<(), Errno> + '_ {
+    move |fd, source| events.watch(fd, source)
+}
+
+#[cfg(test)]
+mod tests;
