@@ -63,7 +63,9 @@ impl State {
     /// No event leaves it.
     pub fn is_terminal(self) -> bool {
         match self {
-            Self::Queued | Self::Scheduled | Self::Preparing | Self::Running | Self::Paused | Self::Terminating => false,
+            Self::Queued | Self::Scheduled | Self::Preparing | Self::Running | Self::Paused | Self::Terminating => {
+                false
+            }
             Self::Succeeded | Self::Failed | Self::Killed | Self::TimedOut | Self::Lost => true,
         }
     }
@@ -270,7 +272,9 @@ pub enum Denied {
 /// [`Denied`] when the event does not fit; the caller writes nothing.
 pub fn step(state: State, event: Event) -> Result<Next, Denied> {
     use Effect::{Ack, DeadLetter, Release, Requeue, TellNode};
-    use State::{Failed, Killed, Lost, Paused, Preparing, Queued, Running, Scheduled, Succeeded, Terminating, TimedOut};
+    use State::{
+        Failed, Killed, Lost, Paused, Preparing, Queued, Running, Scheduled, Succeeded, Terminating, TimedOut,
+    };
 
     let to = |state, effects| Ok(Next { state, outcome: None, effects });
     let end = |outcome: Outcome, effects| Ok(Next { state: outcome.state(), outcome: Some(outcome), effects });
