@@ -8,7 +8,5 @@ pub mod host;
 pub mod qemu;
 pub mod supervisor;
 
-pub use driver::{
-    Adopted, Channel, DiskFormat, Driver, Fingerprint, Layer, Machine, Restore, RuntimeError, Vm,
-};
+pub use driver::{Adopted, Channel, DiskFormat, Driver, Fingerprint, Layer, Machine, Restore, RuntimeError, Vm};
 pub use supervisor::{Cause, Deadlines, VmExit};
