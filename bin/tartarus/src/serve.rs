@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use hecatoncheir::{Agent, HostStore, LocalNode, LogLimits, Parts, Program, Stop, Wanted};
-use olympus::Olympus;
+use olympus::{Olympus, Settings};
 use tartarus_api::node::NodeInfo;
 use tartarus_types::{Limits, NodeId, Timestamp};
 use tokio::net::TcpListener;
@@ -69,8 +69,14 @@ async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
     let data = data_dir(args.data.clone())?;
     let _lock = lock(&data)?;
     let stop = stop_signal()?;
-    let database = data.join("tartarus.db");
-    let open = move || Olympus::open(&database, Limits::default(), now);
+    let settings = Settings {
+        limits: Limits::default(),
+        retain: args.retain,
+        retain_count: args.retain_count,
+        min_free: mib(args.min_free),
+    };
+    let folder = data.clone();
+    let open = move || Olympus::open(&folder, settings, now);
     let control = Arc::new(tokio::task::spawn_blocking(open).await??);
     let key_file = data.join("admin.key");
     control.admin_key(&key_file).await?;

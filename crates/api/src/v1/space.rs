@@ -98,6 +98,19 @@ pub struct Pruned {
     pub left: Vec<String>,
 }
 
+impl Pruned {
+    /// Things in all.
+    pub fn count(&self) -> usize {
+        let files = self.images.len() + self.kernels.len() + self.snapshots.len();
+        usize::try_from(self.sandboxes).unwrap_or(usize::MAX).saturating_add(files)
+    }
+
+    /// There is nothing to delete.
+    pub fn is_nothing(&self) -> bool {
+        self.count() == 0
+    }
+}
+
 /// A file that was deleted, or would be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PrunedFile {
