@@ -3,18 +3,24 @@
 
 mod parse;
 mod sandbox;
+mod space;
+mod template;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 pub(crate) use parse::{EnvEntry, env_map, millis};
 pub(crate) use sandbox::{
-    CreateArgs, ExecArgs, InspectArgs, KillArgs, LogsArgs, PsArgs, RmArgs, RunArgs, StreamName, WaitArgs,
+    CodeArgs, CreateArgs, ExecArgs, IdsArgs, InspectArgs, KillArgs, LogsArgs, PsArgs, RunArgs, SnapshotArgs,
+    StreamName, WaitArgs,
 };
+pub(crate) use space::{DfArgs, PruneArgs};
+pub(crate) use template::{RunnerChoice, TemplateArgs, TemplateCommand};
 
 const AFTER: &str = "\
 Environment:
@@ -53,8 +59,12 @@ pub(crate) enum Command {
     Exec(ExecArgs),
     /// Send a signal to a sandbox's command, and end the sandbox after 5 s
     Kill(KillArgs),
+    /// Stop sandboxes where they are: nothing in them runs, their time limits wait
+    Pause(IdsArgs),
+    /// Let paused sandboxes go on
+    Resume(IdsArgs),
     /// End sandboxes at once and forget them, their logs too
-    Rm(RmArgs),
+    Rm(IdsArgs),
     /// Root file systems
     #[command(subcommand)]
     Image(ImageCommand),
@@ -64,6 +74,10 @@ pub(crate) enum Command {
     /// Named images with defaults, to run from
     #[command(subcommand)]
     Template(TemplateCommand),
+    /// Show what takes how much of the server's disk
+    Df(DfArgs),
+    /// Delete what nothing needs: old records and logs, images without name, snapshots of no template
+    Prune(PruneArgs),
     /// Say what the server's machine can do, and what is missing
     Doctor(DoctorArgs),
     /// Print a shell's completion script
@@ -124,6 +138,21 @@ pub(crate) struct UpArgs {
     /// What is stored of the end of each output stream, at least
     #[arg(long, value_name = "SIZE", default_value = "63M", value_parser = tartarus_types::units::parse_mib)]
     pub(crate) log_tail: u32,
+    /// Forget sandboxes, with their logs, so long after they ended
+    #[arg(long, value_name = "TIME", default_value = "7d", value_parser = parse::duration)]
+    pub(crate) retain: Duration,
+    /// Keep no more sandboxes that have ended than so many, the newest
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub(crate) retain_count: u32,
+    /// Take no new work on while the data folder's disk has less free; 0 takes it always
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse::size_or_none)]
+    pub(crate) min_free: u32,
+    /// Sandboxes that may be starting at once; the rest wait in the queue [default: the number of cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) start_slots: Option<u32>,
+    /// Memory that loaded golden snapshots may take together [default: a quarter of all]
+    #[arg(long, value_name = "SIZE", value_parser = parse::size_or_none)]
+    pub(crate) snapshot_memory: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -200,62 +229,6 @@ pub(crate) enum KernelCommand {
         #[arg(required = true, value_name = "KERNEL")]
         kernels: Vec<String>,
     },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum TemplateCommand {
-    /// Make a template; the same again changes nothing
-    Create(TemplateArgs),
-    /// List templates
-    Ls {
-        /// Print a JSON array
-        #[arg(long)]
-        json: bool,
-    },
-    /// Show all about a template
-    Inspect {
-        /// Its name
-        name: String,
-        /// Print it as JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Delete templates; sandboxes made from them go on
-    Rm {
-        /// Their names
-        #[arg(required = true, value_name = "NAME")]
-        names: Vec<String>,
-    },
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct TemplateArgs {
-    /// Its name
-    pub(crate) name: String,
-    /// Name of the image
-    #[arg(long, value_name = "IMAGE")]
-    pub(crate) from: String,
-    /// Virtual processors of a sandbox [default: 1]
-    #[arg(long, value_name = "N", value_parser = parse::cpus, allow_hyphen_values = true)]
-    pub(crate) cpus: Option<u32>,
-    /// Memory of a sandbox, such as 512M or 2G [default: 512M]
-    #[arg(long, value_name = "SIZE", value_parser = parse::size, allow_hyphen_values = true)]
-    pub(crate) memory: Option<u32>,
-    /// Most that a sandbox may write [default: 1G]
-    #[arg(long, value_name = "SIZE", value_parser = parse::size, allow_hyphen_values = true)]
-    pub(crate) disk: Option<u32>,
-    /// Environment of every command; without =V taken from here
-    #[arg(long, value_name = "K[=V]", value_parser = parse::env)]
-    pub(crate) env: Vec<EnvEntry>,
-    /// Working directory of every command
-    #[arg(long, value_name = "DIR")]
-    pub(crate) workdir: Option<String>,
-    /// User of every command: NAME, UID, NAME:GROUP or UID:GID
-    #[arg(long)]
-    pub(crate) user: Option<String>,
-    /// Print the template as JSON
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,5 +1,6 @@
 //! What each command does: asks the server, and shows the answer. A file per noun.
 
+mod code;
 mod doctor;
 mod image;
 mod kernel;
@@ -8,6 +9,7 @@ mod run;
 mod sandbox;
 mod session;
 mod shell;
+mod space;
 mod template;
 mod upload;
 
@@ -30,6 +32,16 @@ pub(crate) async fn run(command: Command, quiet: bool) -> Result<ExitCode, Faile
             let client = client()?;
             return each(&args.ids, async |id| client.remove(id).await).await;
         }
+        Command::Pause(args) => {
+            let client = client()?;
+            return each(&args.ids, async |id| client.pause(id).await.map(drop)).await;
+        }
+        Command::Resume(args) => {
+            let client = client()?;
+            return each(&args.ids, async |id| client.resume(id).await.map(drop)).await;
+        }
+        Command::Df(args) => space::df(&client()?, &args).await?,
+        Command::Prune(args) => return space::prune(&client()?, &args).await,
         Command::Create(args) => sandbox::create(args).await?,
         Command::Ps(args) => sandbox::ps(&client()?, args).await?,
         Command::Inspect(args) => sandbox::inspect(&client()?, &args).await?,
@@ -37,7 +49,7 @@ pub(crate) async fn run(command: Command, quiet: bool) -> Result<ExitCode, Faile
         Command::Kill(args) => sandbox::kill(&client()?, &args).await?,
         Command::Image(command) => return image::run(&client()?, command, progress).await,
         Command::Kernel(command) => return kernel::run(&client()?, command, progress).await,
-        Command::Template(command) => return template::run(command).await,
+        Command::Template(command) => return template::run(command, progress).await,
         Command::Completion { shell } => shell::completion(shell)?,
         Command::Man { dir } => shell::man(dir.as_deref())?,
         Command::Up(_) | Command::Openapi | Command::Supervise(_) => {

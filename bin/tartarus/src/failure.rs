@@ -69,6 +69,7 @@ fn hint(error: &anyhow::Error) -> Option<&'static str> {
         (ErrorCode::Ambiguous, _) => "write more of the id; `tartarus ps --all` shows them in full",
         (ErrorCode::Unauthenticated, _) => "set TARTARUS_API_KEY to a key of that server",
         (ErrorCode::InvalidField, Some("command")) => "write it after --, as in: tartarus run python -- python3 -V",
+        (ErrorCode::SnapshotRequired, _) => "leave --require-snapshot out to boot it cold",
         (ErrorCode::NeverFits, _) => "ask for less with --memory or --cpus",
         (ErrorCode::IdempotencyMismatch, _) => "use another --idempotency-key for another request",
         (ErrorCode::NameTaken, _) => "choose another name, or remove what has it",

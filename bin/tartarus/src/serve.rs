@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use hecatoncheir::{Agent, HostOptions, HostStore, LocalNode, LogLimits, Parts, Stop, Wanted};
-use olympus::Olympus;
+use olympus::{Olympus, Settings};
 use tartarus_api::node::NodeInfo;
 use tartarus_types::{Limits, NodeId, Timestamp};
 use tokio::net::TcpListener;
@@ -75,8 +75,14 @@ async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
     let data = data_dir(args.data.clone())?;
     let _lock = lock(&data)?;
     let stop = stop_signal()?;
-    let database = data.join("tartarus.db");
-    let open = move || Olympus::open(&database, Limits::default(), now);
+    let settings = Settings {
+        limits: Limits::default(),
+        retain: args.retain,
+        retain_count: args.retain_count,
+        min_free: mib(args.min_free),
+    };
+    let folder = data.clone();
+    let open = move || Olympus::open(&folder, settings, now);
     let control = Arc::new(tokio::task::spawn_blocking(open).await??);
     let key_file = data.join("admin.key");
     control.admin_key(&key_file).await?;
@@ -94,7 +100,7 @@ async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
         agent: AGENT,
         loaded_limit: loaded_mib.saturating_mul(tartarus_types::MIB),
     };
-    let host = HostStore::open(&data, options)?;
+    let host = HostStore::open(&data, options).await?;
     let agent = Agent::open(Parts {
         info: node_info(&data, memory, loaded_mib, args.start_slots)?,
         control: control.clone(),
@@ -140,6 +146,9 @@ async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
     // The node first: its sandboxes' ends are reported to a control plane that still answers.
     node_stop.cancel();
     node.await?;
+    if stop_mode == Stop::EndSandboxes {
+        host.close().await;
+    }
     http_stop.cancel();
     http.await?;
     reconciler.await?;

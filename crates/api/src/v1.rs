@@ -3,8 +3,18 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use tartarus_types::{ErrorCode, ExecId, NodeId, Outcome, Refusal, SandboxId, State, Timestamp};
+use tartarus_types::{ErrorCode, ExecId, Language, NodeId, Outcome, Refusal, SandboxId, Shape, State, Timestamp};
 use utoipa::ToSchema;
+
+use crate::node::StartedFrom;
+
+mod space;
+
+pub use space::{DiskUsage, Logs, Prune, Pruned, PrunedFile, StoredFile};
+
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
 
 /// An error, as RFC 9457 describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -84,6 +94,19 @@ pub struct CreateSandbox {
     /// A client will read the output as it comes: the command waits for it rather than have output left out.
     #[serde(default)]
     pub attach: bool,
+    /// Source for the template's runner instead of a program; `command` are then its arguments. At most 1 MiB with
+    /// command and environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// Start from the template's golden snapshot, or not at all.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub require_snapshot: bool,
+    /// Boot, although there may be a golden snapshot.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub no_snapshot: bool,
+    /// Overwrite what the sandbox wrote when it ends.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub shred: bool,
 }
 
 /// A point of a sandbox's start, and when it was reached.
@@ -141,6 +164,9 @@ pub struct Sandbox {
     /// Position in the queue, from 1, while it is queued.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub queue_position: Option<u64>,
+    /// It runs code in the template's runner, and `command` are the arguments.
+    #[serde(skip_serializing_if = "is_false", default)]
+    pub has_code: bool,
 }
 
 /// A sandbox with what only its node knows.
@@ -159,6 +185,12 @@ pub struct SandboxDetail {
     pub guest_kernel: Option<String>,
     /// Failed attempts and their causes, oldest first.
     pub failures: Vec<String>,
+    /// How its machine came up: from a golden snapshot, or by a cold boot, and then why.
+    #[serde(default)]
+    pub started_from: Option<StartedFrom>,
+    /// Why it is still queued.
+    #[serde(default)]
+    pub waiting: Option<String>,
 }
 
 /// A command to start in a running sandbox.
@@ -166,6 +198,7 @@ pub struct SandboxDetail {
 #[serde(deny_unknown_fields)]
 pub struct CreateExec {
     /// Program and arguments.
+    #[serde(default)]
     pub command: Vec<String>,
     /// Added to the sandbox's environment.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -182,6 +215,9 @@ pub struct CreateExec {
     /// A client will read the output as it comes.
     #[serde(default)]
     pub attach: bool,
+    /// Source for the template's runner instead of a program; `command` are then its arguments.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
 }
 
 /// A command in a sandbox.
@@ -266,6 +302,22 @@ pub struct CreateTemplate {
     /// User.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// Makes a guest ready before its golden snapshot is taken, and after a cold boot: a command for `/bin/sh -c` that
+    /// must exit with 0. Processes that it leaves in the background stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm: Option<String>,
+    /// A warmed process that takes `code`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runner: Option<Language>,
+    /// Modules that the runner has imported already, such as `numpy`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub preload: Vec<String>,
+    /// Further sizes to keep golden snapshots for; the template's own is always one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shapes: Vec<Shape>,
+    /// Keep no golden snapshots: every sandbox boots.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub cold: bool,
 }
 
 /// A template.
@@ -278,4 +330,60 @@ pub struct Template {
     pub spec: tartarus_types::TemplateSpec,
     /// When it was made.
     pub created_at: Timestamp,
+    /// Its golden snapshots, one for each size, its own first; none when it is `cold`.
+    #[serde(default)]
+    pub snapshots: Vec<TemplateSnapshot>,
+}
+
+/// Where a golden snapshot stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotState {
+    /// Sandboxes of its size start from it.
+    Ready,
+    /// It is being made, or waits for its turn.
+    Building,
+    /// There is none, and none is being made.
+    Missing,
+    /// It could not be made.
+    Failed,
+    /// It is used, and should be made again.
+    Outdated,
+    /// It is there and cannot be used any more.
+    Unusable,
+}
+
+impl SnapshotState {
+    /// The word on the wire and in tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Building => "building",
+            Self::Missing => "missing",
+            Self::Failed => "failed",
+            Self::Outdated => "outdated",
+            Self::Unusable => "unusable",
+        }
+    }
+}
+
+/// A golden snapshot of a template.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TemplateSnapshot {
+    /// The size that it fits.
+    pub shape: Shape,
+    /// Its name; absent while there is no guest kernel.
+    pub golden: Option<String>,
+    /// Where it stands.
+    pub state: SnapshotState,
+    /// The sandbox that makes it, or made it; its log has the output of the warm-up.
+    pub sandbox: Option<SandboxId>,
+    /// Why it is not ready.
+    pub why: Option<String>,
+    /// Bytes on disk.
+    pub bytes: Option<u64>,
+    /// Bytes of the layer that each sandbox starts with.
+    pub layer_bytes: Option<u64>,
+    /// When it was made.
+    pub created_at: Option<Timestamp>,
 }

@@ -101,6 +101,12 @@ fn sandbox() -> NewSandbox {
         idle_timeout_ms: None,
         stdin: false,
         attach: false,
+        code: None,
+        warm: tartarus_types::Warm::default(),
+        ground: tartarus_types::Ground::default(),
+        golden: None,
+        snapshot: tartarus_types::SnapshotUse::Prefer,
+        shred: false,
     };
     NewSandbox { id: SandboxId::random(), name: None, labels: BTreeMap::new(), spec, idempotency: None }
 }

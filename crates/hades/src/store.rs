@@ -3,7 +3,7 @@
 //! Common to all: a call that returns `Ok` is durable; a call that fails may have taken effect, and may be repeated.
 //! `now` always arrives as an argument. Everything that changes together changes in one transaction.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -140,7 +140,8 @@ pub struct ListFilter {
 /// Sandboxes.
 #[async_trait]
 pub trait RunStore: Send + Sync + 'static {
-    /// Record, queue entry and idempotency key, in one transaction.
+    /// Record, queue entry and idempotency key, in one transaction. One that would make a golden snapshot which another
+    /// is making already is that other one: the answer is its record, as a replay.
     ///
     /// # Errors
     /// `NameTaken`, `IdempotencyMismatch` (keys live 24 h), `DiskFull`.
@@ -202,6 +203,27 @@ pub trait RunStore: Send + Sync + 'static {
 
     /// Failures of the sandbox's attempts, oldest first.
     async fn failures(&self, id: &SandboxId) -> Result<Vec<String>, StoreError>;
+
+    /// The newest sandbox that makes, or made, this golden snapshot.
+    async fn maker(&self, golden: &str) -> Result<Option<Record>, StoreError>;
+
+    /// Sandboxes that `rule` keeps no longer, oldest end first.
+    async fn expired(&self, rule: Retention, limit: u32) -> Result<Vec<SandboxId>, StoreError>;
+
+    /// Deletes the records of those that have ended. Returns those that were deleted; the others are left alone.
+    async fn forget(&self, ids: &[SandboxId]) -> Result<Vec<SandboxId>, StoreError>;
+
+    /// Digests of the images and kernels of sandboxes that have not ended.
+    async fn digests_in_use(&self) -> Result<BTreeSet<String>, StoreError>;
+}
+
+/// Which sandboxes that have ended are kept on record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// Those that ended after this.
+    pub after: Timestamp,
+    /// And of them the newest; no more than so many.
+    pub newest: u32,
 }
 
 /// What a node says of itself, and what is reserved on it.

@@ -60,10 +60,10 @@ impl HostStore {
     ///
     /// # Errors
     /// When they cannot be made or read.
-    pub fn open(root: &Path, options: HostOptions) -> Result<Arc<Self>, Refusal> {
+    pub async fn open(root: &Path, options: HostOptions) -> Result<Arc<Self>, Refusal> {
         let HostOptions { wanted, program, agent, loaded_limit } = options;
         let role = |name: &str| Program(vec![program.clone(), name.into()]);
-        let bases = Bases::open(&root.join("keeper"), role("keep"), loaded_limit).map_err(Refusal::internal)?;
+        let bases = Bases::open(&root.join("keeper"), role("keep"), loaded_limit).await.map_err(Refusal::internal)?;
         Ok(Arc::new(Self {
             root: root.to_owned(),
             blobs: Arc::new(BlobStore::open(root.join("blobs")).map_err(Refusal::internal)?),
@@ -77,6 +77,11 @@ impl HostStore {
             agent_digest: hex(&Sha256::digest(agent)),
             distrust: Mutex::default(),
         }))
+    }
+
+    /// Lets go of all loaded memory: nothing runs any more.
+    pub async fn close(&self) {
+        self.bases.close().await;
     }
 
     /// Identifies the guest agent that new guests get.
@@ -163,7 +168,7 @@ impl HostStore {
             infos.push(SnapshotInfo {
                 unusable: unusable.or_else(|| self.distrusted(&listed.golden)),
                 outdated: about.outdated(&self.agent_digest),
-                loaded: loaded.iter().any(|base| base.name == listed.golden),
+                loaded: loaded.iter().any(|(name, ..)| *name == listed.golden),
                 golden: listed.golden,
                 template: about.template,
                 shape: about.shape,
@@ -185,7 +190,7 @@ impl HostStore {
 
     /// What takes how much space, with the folders of sandboxes and their logs.
     pub(crate) async fn usage(&self, sandboxes: &Path, logs: &Path) -> Result<NodeUsage, Refusal> {
-        let loaded = self.bases.loaded().iter().map(|base| base.bytes).sum();
+        let loaded = self.bases.loaded().iter().map(|(_, bytes, _)| bytes).sum();
         let (blobs, kernels, snapshots) = (self.blobs.clone(), self.kernels.clone(), self.snapshots.clone());
         let (root, sandboxes, logs) = (self.root.clone(), sandboxes.to_owned(), logs.to_owned());
         let loaded_limit = self.loaded_limit;

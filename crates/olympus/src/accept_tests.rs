@@ -1,4 +1,4 @@
-use tartarus_types::{NodeId, Timestamp};
+use tartarus_types::{Ground, Language, NodeId, Timestamp};
 
 use super::*;
 
@@ -12,15 +12,28 @@ fn template() -> TemplateRecord {
         env,
         workdir: Some("/srv".into()),
         user: Some("nobody".into()),
+        warm: Warm::default(),
+        shapes: Vec::new(),
+        cold: false,
     };
     TemplateRecord { name: "python".into(), spec, created_at: Timestamp(0) }
 }
 
+fn with_runner() -> TemplateRecord {
+    let mut template = template();
+    template.spec.warm.runner = Some(RunnerSpec { language: Language::Python, preload: Vec::new() });
+    template
+}
+
 fn resolve(change: impl FnOnce(&mut CreateSandbox)) -> Result<SandboxSpec, Refusal> {
+    resolve_from(template(), change)
+}
+
+fn resolve_from(template: TemplateRecord, change: impl FnOnce(&mut CreateSandbox)) -> Result<SandboxSpec, Refusal> {
     let kernel = KernelRecord { digest: "sha256:k".into(), release: "6.1".into(), size: 1, created_at: Timestamp(0) };
     let mut request = CreateSandbox { template: "python".into(), ..CreateSandbox::default() };
     change(&mut request);
-    sandbox_spec(request, template(), &kernel, &Limits::default())
+    sandbox_spec(request, template, &kernel, &Limits::default())
 }
 
 fn node(memory_mib: u64, max_cpus: u32) -> NodeRecord {
@@ -78,4 +91,93 @@ fn what_never_fits_is_told_how_large_a_node_is() {
     assert!(refusal.detail.contains("999 MiB"), "{}", refusal.detail);
     assert_eq!(check_fits(&[node(4096, 1)], &spec).unwrap_err().field.as_deref(), Some("cpus"));
     assert_eq!(check_fits(&[], &spec).unwrap_err().code, ErrorCode::NodeUnreachable);
+}
+
+#[test]
+fn the_snapshot_is_named_by_what_the_sandbox_really_gets() {
+    let own = resolve(|_| ()).unwrap();
+    let larger = resolve(|r| r.memory_mib = Some(512)).unwrap();
+    // What only the command sees does not matter.
+    let other_env = resolve(|r| r.env = [("A".to_owned(), "mine".to_owned())].into()).unwrap();
+    assert_eq!(own.golden, other_env.golden);
+    assert_eq!(own.golden.as_deref().map(str::len), Some(64));
+    assert_ne!(own.golden, larger.golden);
+    let ground = Ground { env: template().spec.env, workdir: Some("/srv".into()), user: Some("nobody".into()) };
+    assert_eq!((own.ground, own.snapshot), (ground, SnapshotUse::Prefer));
+    assert_eq!(resolve(|r| r.no_snapshot = true).unwrap().snapshot, SnapshotUse::Never);
+    assert_eq!(resolve(|r| r.require_snapshot = true).unwrap().snapshot, SnapshotUse::Require);
+    let cold = || {
+        let mut template = template();
+        template.spec.cold = true;
+        template
+    };
+    assert_eq!(resolve_from(cold(), |_| ()).unwrap().golden, None);
+    for refusal in [
+        resolve_from(cold(), |r| r.require_snapshot = true).unwrap_err(),
+        resolve(|r| (r.require_snapshot, r.memory_mib) = (true, Some(512))).unwrap_err(),
+    ] {
+        assert_eq!((refusal.code, refusal.field.as_deref()), (ErrorCode::SnapshotRequired, Some("require_snapshot")));
+    }
+    let both = resolve(|r| (r.require_snapshot, r.no_snapshot) = (true, true)).unwrap_err();
+    assert_eq!(both.field.as_deref(), Some("no_snapshot"));
+}
+
+#[test]
+fn code_needs_a_runner_and_has_a_size() {
+    let code = |text: &str| Some(text.to_owned());
+    let refusal = resolve(|r| r.code = code("print(1)")).unwrap_err();
+    assert_eq!(refusal.to_string(), "code: template python has no runner: create it with --runner python");
+    let spec = resolve_from(with_runner(), |r| (r.code, r.command) = (code(""), Some(vec![String::new()]))).unwrap();
+    assert_eq!((spec.code.as_deref(), spec.command.len()), (Some(""), 1), "an argument may be empty");
+    assert!(spec.has_command());
+    resolve_from(with_runner(), |r| (r.code, r.command) = (code("x"), Some(vec![]))).unwrap();
+    let blame = |change: fn(&mut CreateSandbox)| resolve_from(with_runner(), change).unwrap_err().field.unwrap();
+    assert_eq!(blame(|r| r.code = Some("a\0".into())), "code");
+    assert_eq!(blame(|r| r.code = Some("x".repeat((1 << 20) + 1))), "code");
+    assert_eq!(blame(|r| (r.code, r.command) = (Some("x".repeat(1 << 20)), Some(vec!["y".into()]))), "code");
+    assert_eq!(blame(|r| (r.code, r.command) = (Some("x".into()), Some(vec!["a\0".into()]))), "command");
+    assert_eq!(blame(|r| r.command = Some(vec![])), "command");
+
+    let sandbox = resolve(|_| ()).unwrap();
+    let exec = CreateExec { code: code("x"), ..CreateExec::default() };
+    assert_eq!(check_exec(&exec, &sandbox, &Limits::default()).unwrap_err().field.as_deref(), Some("code"));
+    check_exec(&exec, &resolve_from(with_runner(), |_| ()).unwrap(), &Limits::default()).unwrap();
+    let empty = check_exec(&CreateExec::default(), &sandbox, &Limits::default()).unwrap_err();
+    assert_eq!(empty.field.as_deref(), Some("command"));
+}
+
+#[test]
+fn a_template_is_checked_like_what_it_makes() {
+    let spec = |change: fn(&mut CreateTemplate)| {
+        let mut request = CreateTemplate::default();
+        change(&mut request);
+        template_spec(request, "sha256:i".into(), &Limits::default())
+    };
+    const A: Shape = Shape { cpus: 1, memory_mib: 64 };
+    const B: Shape = Shape { cpus: 2, memory_mib: 64 };
+    assert_eq!(spec(|t| t.shapes = vec![B, A, B]).unwrap().shapes, [A, B]);
+    let python = spec(|t| {
+        t.runner = Some(Language::Python);
+        t.preload = ["numpy", "os.path", "_x1", "numpy"].map(str::to_owned).into();
+        t.warm = Some("true".into());
+    });
+    let warm = python.unwrap().warm;
+    assert_eq!(warm.runner.unwrap().preload, ["numpy", "os.path", "_x1"]);
+    let blame = |change: fn(&mut CreateTemplate)| spec(change).unwrap_err().field.unwrap();
+    assert_eq!(blame(|t| t.preload = vec!["numpy".into()]), "preload");
+    assert_eq!(blame(|t| t.shapes = vec![Shape { cpus: 0, memory_mib: 64 }]), "shapes.cpus");
+    assert_eq!(blame(|t| t.shapes = vec![Shape { cpus: 1, memory_mib: 1 }]), "shapes.memory_mib");
+    assert_eq!(blame(|t| t.shapes = (1..=17).map(|cpus| Shape { cpus, memory_mib: 64 }).collect()), "shapes");
+    assert_eq!(blame(|t| (t.cold, t.shapes) = (true, vec![A])), "shapes");
+    assert_eq!(blame(|t| t.warm = Some(" ".into())), "warm");
+    assert_eq!(blame(|t| t.warm = Some("a\0".into())), "warm");
+    for bad in ["", ".", "a.", ".a", "1a", "a b", "a;b", "a\nb", "ä", &"x".repeat(256)] {
+        let request = CreateTemplate {
+            runner: Some(Language::Python),
+            preload: vec![bad.to_owned()],
+            ..CreateTemplate::default()
+        };
+        let refusal = template_spec(request, "sha256:i".into(), &Limits::default()).unwrap_err();
+        assert_eq!(refusal.field.as_deref(), Some("preload"), "{bad:?}");
+    }
 }

@@ -9,22 +9,22 @@ use std::sync::Arc;
 use cerberus::ApiKey;
 use hades::sqlite::Sqlite;
 use hades::store::QueueRules;
-use tartarus_types::{Limits, Refusal, Timestamp};
+use tartarus_types::{Refusal, Timestamp};
 
-use crate::Olympus;
 use crate::refusal::refuse;
+use crate::{DATABASE, Olympus, Settings};
 
 /// Name of the first key.
 const ADMIN: &str = "admin";
 
 impl Olympus {
-    /// A control plane on an SQLite file, which is made or migrated; blocks.
+    /// A control plane on the SQLite file in a data folder, which is made or migrated; blocks.
     ///
     /// # Errors
     /// When the file is no store, is of a newer version, or cannot be written.
-    pub fn open(database: &Path, limits: Limits, clock: fn() -> Timestamp) -> Result<Self, Refusal> {
-        let store = Sqlite::open(database, QueueRules::default()).map_err(refuse)?;
-        Ok(Self::new(Arc::new(store), limits, clock))
+    pub fn open(folder: &Path, settings: Settings, clock: fn() -> Timestamp) -> Result<Self, Refusal> {
+        let store = Sqlite::open(&folder.join(DATABASE), QueueRules::default()).map_err(refuse)?;
+        Ok(Self::new(Arc::new(store), Some(folder), settings, clock))
     }
 
     /// Makes sure that `file` (mode 0600) holds a key that is known: a missing file, or one with another key, gets a

@@ -12,21 +12,16 @@ use tokio::time::Instant;
 
 use crate::Olympus;
 use crate::refusal::refuse;
+use crate::waiting::room;
 use crate::watch::any_news;
 
 /// Asks the scheduler on behalf of the store's transaction. What this node could not run even if it were empty is left
 /// to others, and does not hold up what is behind it.
 fn choose(node: &NodeRecord, candidates: &[Candidate]) -> Option<usize> {
-    let room = |reserved_mib, starting| moirai::Room {
-        memory_mib_free: node.memory_mib.saturating_sub(reserved_mib),
-        start_slots_free: node.start_slots.saturating_sub(starting),
-        max_cpus: node.max_cpus,
-        overhead_mib: node.overhead_mib,
-    };
     let asks = candidates.iter().map(|c| moirai::Ask { memory_mib: c.memory_mib, cpus: c.cpus }).enumerate();
-    let fitting = asks.filter(|(_, ask)| moirai::ever_fits(&[room(0, 0)], *ask));
+    let fitting = asks.filter(|(_, ask)| moirai::ever_fits(&[room(node, 0, 0)], *ask));
     let (places, asks): (Vec<usize>, Vec<moirai::Ask>) = fitting.unzip();
-    moirai::choose(room(node.reserved_mib, node.starting), &asks).map(|index| places[index])
+    moirai::choose(room(node, node.reserved_mib, node.starting), &asks).map(|index| places[index])
 }
 
 #[async_trait]
@@ -48,6 +43,7 @@ impl ControlPlane for Olympus {
             tracing::warn!(sandbox = %record.id, state = record.state.as_str(), "its node does not hold it any more");
             self.after_end(&record);
         }
+        self.builders.kick();
         Ok(())
     }
 
@@ -97,6 +93,8 @@ impl ControlPlane for Olympus {
         let verdict = match report {
             Report::Preparing => self.advance(sandbox, token, Event::Prepare).await,
             Report::Begin => self.advance(sandbox, token, Event::Begin).await,
+            Report::Paused => self.stood(sandbox, token, Event::Pause).await,
+            Report::Resumed => self.stood(sandbox, token, Event::Resume).await,
             Report::Progress(progress) => self.progressed(sandbox, token, &progress).await,
             Report::GiveBack { why, retry } => self.given_back(sandbox, token, why, retry).await,
             Report::Ended { outcome, progress } => self.ended(sandbox, token, outcome, &progress).await,
@@ -111,7 +109,7 @@ impl Olympus {
         match self.store.apply(sandbox, token, event, None, self.now()).await {
             Ok(_) | Err(StoreError::Denied(Denied::Already)) => Ok(Verdict::Go),
             // A report that was overtaken by a later one of the same attempt.
-            Err(StoreError::Denied(Denied::WrongState(State::Running))) if preparing => Ok(Verdict::Go),
+            Err(StoreError::Denied(Denied::WrongState(State::Running | State::Paused))) if preparing => Ok(Verdict::Go),
             // Its end was asked for before the command began, and now it never will: that is the end, on record here
             // and now, since the node forgets what it is told to abandon.
             Err(StoreError::Denied(Denied::WrongState(State::Terminating))) => {
@@ -119,6 +117,16 @@ impl Olympus {
                 self.given_back(sandbox, token, why, false).await?;
                 Ok(Verdict::Abandon)
             }
+            Err(error) => abandoned(error),
+        }
+    }
+
+    /// The machine was stopped, or goes on.
+    async fn stood(&self, sandbox: &SandboxId, token: &LeaseToken, event: Event) -> Result<Verdict, StoreError> {
+        match self.store.apply(sandbox, token, event, None, self.now()).await {
+            Ok(_) | Err(StoreError::Denied(Denied::Already)) => Ok(Verdict::Go),
+            // Its end was asked for meanwhile, which the node is told as a directive.
+            Err(StoreError::Denied(Denied::WrongState(State::Terminating))) => Ok(Verdict::Go),
             Err(error) => abandoned(error),
         }
     }
@@ -150,7 +158,7 @@ impl Olympus {
             }
             // `Begin` was committed, its answer was lost, and the node did not start the command. It may not be tried
             // again, since from here nobody could tell; the node can, so it did not get lost either.
-            Err(StoreError::Denied(Denied::WrongState(State::Running))) => {
+            Err(StoreError::Denied(Denied::WrongState(State::Running | State::Paused))) => {
                 let outcome = Outcome::because(Reason::StartFailed, why);
                 self.ended(sandbox, token, outcome, &Progress::default()).await
             }

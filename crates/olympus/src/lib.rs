@@ -6,30 +6,69 @@
 
 mod accept;
 mod boot;
+mod builders;
 mod control;
+mod disk;
+mod golden;
 pub mod http;
+mod prune;
 mod reconcile;
 mod refusal;
+mod snapshots;
 mod view;
+mod waiting;
 mod watch;
 
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hades::store::Store;
 use tartarus_api::node::Node;
-use tartarus_types::{ErrorCode, Limits, Refusal, SandboxId, Timestamp};
+use tartarus_types::{ErrorCode, Limits, MIB, Refusal, SandboxId, Timestamp};
 use tokio::sync::RwLock;
 use tokio::task::JoinHandle;
 
 pub use http::openapi::openapi_json;
 
+use builders::Builders;
+use disk::Disk;
+
+/// Name of the database in the data folder.
+pub const DATABASE: &str = "tartarus.db";
+
+/// What an operator may choose.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Bounds on what may be asked for.
+    pub limits: Limits,
+    /// A sandbox that has ended is forgotten, with its logs, after so long.
+    pub retain: Duration,
+    /// No more sandboxes that have ended are kept than so many, the newest.
+    pub retain_count: u32,
+    /// New work is refused while the data folder's disk has less free, bytes; 0 refuses nothing.
+    pub min_free: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            retain: Duration::from_secs(7 * 24 * 3600),
+            retain_count: 10_000,
+            min_free: 512 * MIB,
+        }
+    }
+}
+
 /// The control plane of one node.
 pub struct Olympus {
     store: Arc<dyn Store>,
     node: OnceLock<Arc<dyn Node>>,
-    limits: Limits,
+    settings: Settings,
     clock: fn() -> Timestamp,
+    disk: Disk,
+    builders: Builders,
     /// Imports read-lock it from the first byte until the file is on record; whoever deletes a file that nothing on
     /// record uses write-locks it, so that a file is not deleted between its making and its record.
     files: RwLock<()>,
@@ -41,9 +80,12 @@ pub struct Olympus {
 pub struct AlreadyAttached;
 
 impl Olympus {
-    /// A control plane on a store, still without node. `clock` tells the time, UTC.
-    pub fn new(store: Arc<dyn Store>, limits: Limits, clock: fn() -> Timestamp) -> Self {
-        Self { store, node: OnceLock::new(), limits, clock, files: RwLock::new(()) }
+    /// A control plane on a store, still without node. `clock` tells the time, UTC. It looks after the disk of `folder`,
+    /// where the store and the node keep their files; without one it refuses nothing for want of space.
+    pub fn new(store: Arc<dyn Store>, folder: Option<&Path>, settings: Settings, clock: fn() -> Timestamp) -> Self {
+        let disk = Disk::new(folder, settings.min_free);
+        let builders = Builders::default();
+        Self { store, node: OnceLock::new(), settings, clock, disk, builders, files: RwLock::new(()) }
     }
 
     /// Sets the node that runs the sandboxes. Requests that need it before are answered `node_unreachable`.

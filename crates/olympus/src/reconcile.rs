@@ -1,5 +1,5 @@
-//! The reconciler: leases that ran out and start deadlines that passed, without being asked. It takes no input and may
-//! run any number of times.
+//! The reconciler: leases that ran out, start deadlines that passed, golden snapshots that are missing and records that
+//! are kept no longer, without being asked. It takes no input and may run any number of times.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +23,8 @@ impl Olympus {
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = self.reconcile() => {}
+            () = self.keep_snapshots() => {}
+            () = self.retain() => {}
         }
     }
 

@@ -5,6 +5,8 @@ use tartarus_api::node::{ExecSpec, Live, Progress};
 use tartarus_api::v1::{Exec, Image, Kernel, Phase, Sandbox, SandboxDetail, Template};
 use tartarus_types::{Outcome, SandboxId, Timestamp};
 
+use crate::snapshots::{Known, snapshots};
+
 /// A sandbox, with its place in the queue where that is known.
 pub(crate) fn sandbox(record: Record, queue_position: Option<u64>) -> Sandbox {
     let exit_status = record.outcome.as_ref().map(Outcome::exit_status);
@@ -30,6 +32,7 @@ pub(crate) fn sandbox(record: Record, queue_position: Option<u64>) -> Sandbox {
         outcome: record.outcome,
         exit_status,
         queue_position,
+        has_code: spec.code.is_some(),
     }
 }
 
@@ -39,6 +42,7 @@ pub(crate) fn detail(
     queue_position: Option<u64>,
     failures: Vec<String>,
     live: Option<Live>,
+    waiting: Option<String>,
 ) -> SandboxDetail {
     let reported = record.progress.as_deref().and_then(|json| serde_json::from_str(json).ok());
     let (hypervisor_pid, progress) = match live {
@@ -52,6 +56,8 @@ pub(crate) fn detail(
         driver: progress.driver,
         guest_kernel: progress.guest_kernel,
         failures,
+        started_from: progress.start,
+        waiting,
     }
 }
 
@@ -88,10 +94,11 @@ pub(crate) fn kernel(record: KernelRecord) -> Kernel {
     Kernel { digest, release, size, created_at }
 }
 
-/// A template.
-pub(crate) fn template(record: TemplateRecord) -> Template {
+/// A template, with where its snapshots stand.
+pub(crate) fn template(record: TemplateRecord, known: &Known) -> Template {
+    let snapshots = snapshots(&record, known);
     let TemplateRecord { name, spec, created_at } = record;
-    Template { name, spec, created_at }
+    Template { name, spec, created_at, snapshots }
 }
 
 #[cfg(test)]

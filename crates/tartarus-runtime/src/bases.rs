@@ -287,6 +287,11 @@ impl Bases {
         self.keeper.drop(keys).await;
     }
 
+    /// Ends the keeper: no machine will need a base again. Bases that are held go on.
+    pub async fn close(&self) {
+        self.keeper.quit().await;
+    }
+
     /// Every base that takes memory: its name, its size in bytes, whether it is in use.
     pub fn loaded(&self) -> Vec<(String, u64, bool)> {
         self.shelf.with(|state| {

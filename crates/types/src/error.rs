@@ -62,6 +62,8 @@ codes! {
     NeverFits = "never_fits", 422, "No node is large enough";
     /// Something that the request needs was not set up yet, such as a kernel.
     NotReady = "not_ready", 409, "Something needed is not set up yet";
+    /// A golden snapshot was asked for and there is none that fits.
+    SnapshotRequired = "snapshot_required", 409, "There is no snapshot to start from";
     /// The file is not what it should be.
     BadFile = "bad_file", 422, "The file could not be used";
     /// The queue or a limit is full.

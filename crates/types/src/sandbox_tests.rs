@@ -8,6 +8,8 @@ fn events() -> Vec<(&'static str, Event)> {
         ("lease", Event::Lease),
         ("prepare", Event::Prepare),
         ("begin", Event::Begin),
+        ("pause", Event::Pause),
+        ("resume", Event::Resume),
         ("give back, tries left", Event::GiveBack { tries_left: true, why: "w".into() }),
         ("give back, none left", Event::GiveBack { tries_left: false, why: "w".into() }),
         ("lease lost, tries left", Event::LeaseLost { tries_left: true }),
@@ -25,19 +27,21 @@ fn events() -> Vec<(&'static str, Event)> {
 #[test]
 fn every_pair() {
     let table = "
-        lease                  | scheduled -         -           -           -           !
-        prepare                | -         preparing .           -           -           !
-        begin                  | -         -         running     .           -           !
-        give back, tries left  | -         queued    queued      -           killed      !
-        give back, none left   | -         failed    failed      -           killed      !
-        lease lost, tries left | -         queued    queued      lost        killed      !
-        lease lost, none left  | -         failed    failed      lost        killed      !
-        kill                   | killed    terminating terminating terminating .         !
-        start timeout          | failed    -         -           -           -           !
-        end 0                  | -         succeeded succeeded   succeeded   succeeded   !
-        end 3                  | -         failed    failed      failed      failed      !
-        end timeout            | -         timed_out timed_out   timed_out   timed_out   !
-        end killed             | -         killed    killed      killed      killed      !";
+        lease                  | scheduled -         -           -           -           -           !
+        prepare                | -         preparing .           -           -           -           !
+        begin                  | -         -         running     .           .           -           !
+        pause                  | -         -         -           paused      .           -           !
+        resume                 | -         -         -           .           running     -           !
+        give back, tries left  | -         queued    queued      -           -           killed      !
+        give back, none left   | -         failed    failed      -           -           killed      !
+        lease lost, tries left | -         queued    queued      lost        lost        killed      !
+        lease lost, none left  | -         failed    failed      lost        lost        killed      !
+        kill                   | killed    terminating terminating terminating terminating .         !
+        start timeout          | failed    -         -           -           -           -           !
+        end 0                  | -         succeeded succeeded   succeeded   succeeded   succeeded   !
+        end 3                  | -         failed    failed      failed      failed      failed      !
+        end timeout            | -         timed_out timed_out   timed_out   timed_out   timed_out   !
+        end killed             | -         killed    killed      killed      killed      killed      !";
     let rows: Vec<_> = table.lines().filter(|l| l.contains('|')).collect();
     assert_eq!(rows.len(), events().len());
     for (row, (name, event)) in rows.iter().zip(events()) {
@@ -45,7 +49,7 @@ fn every_pair() {
         assert_eq!(label.trim(), name);
         let cells: Vec<_> = cells.split_whitespace().collect();
         for (index, state) in State::ALL.into_iter().enumerate() {
-            let expected = cells[index.min(5)];
+            let expected = cells[index.min(6)];
             let got = match step(state, event.clone()) {
                 Ok(next) => next.state.as_str(),
                 Err(Denied::Already) => ".",
@@ -84,17 +88,17 @@ fn exit_statuses() {
 }
 
 proptest! {
-    /// Whatever happens in whatever order: `Running` is entered at most once, a terminal state at most once and never
-    /// left, and the queue entry and the reservation are settled exactly when they must be.
+    /// Whatever happens in whatever order: a command begins at most once, a terminal state is entered at most once and
+    /// never left, and the queue entry and the reservation are settled exactly when they must be.
     #[test]
-    fn any_history(picks in proptest::collection::vec(0..13usize, 0..40)) {
+    fn any_history(picks in proptest::collection::vec(0..15usize, 0..40)) {
         let events = events();
         let (mut state, mut begun, mut ended, mut reserved) = (State::Queued, 0, 0, false);
         for pick in picks {
             let Ok(next) = step(state, events[pick].1.clone()) else { continue };
             prop_assert!(!state.is_terminal());
             prop_assert_eq!(next.outcome.is_some(), next.state.is_terminal());
-            begun += u32::from(next.state == State::Running);
+            begun += u32::from(events[pick].1 == Event::Begin);
             if next.state == State::Scheduled {
                 reserved = true;
             }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tartarus_types::{Refusal, units};
+use tartarus_types::{Refusal, Shape, units};
 
 /// `K=V`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,11 +20,29 @@ pub(super) fn size(text: &str) -> Result<u32, units::NotASize> {
     units::parse_mib(text)
 }
 
+/// A size, or 0 for none.
+pub(super) fn size_or_none(text: &str) -> Result<u32, units::NotASize> {
+    if text == "0" { Ok(0) } else { units::parse_mib(text) }
+}
+
+/// `CPUSxMEMORY`, such as `2x1G`.
+pub(super) fn shape(text: &str) -> Result<Shape, String> {
+    let (cpus_text, memory) = text
+        .split_once('x')
+        .ok_or_else(|| format!("{text:?} is no size of a machine: write CPUSxMEMORY, as in 2x1G"))?;
+    Ok(Shape { cpus: cpus(cpus_text)?, memory_mib: units::parse_mib(memory).map_err(|cause| cause.to_string())? })
+}
+
 pub(super) fn cpus(text: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(0) | Err(_) => Err(format!("{text:?} is not a number of processors: write 1, 2, …")),
         Ok(n) => Ok(n),
     }
+}
+
+/// A time that may be nothing at all.
+pub(super) fn age(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| format!("{text:?} is not a time: write 7d, 12h or 0s"))
 }
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {

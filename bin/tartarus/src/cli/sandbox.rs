@@ -1,5 +1,6 @@
 //! Flags of the commands about sandboxes.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -14,7 +15,37 @@ The first Ctrl-C sends SIGINT to the command, the second ends the sandbox (130).
 
 Examples:
   tartarus run python -- python3 -c 'print(6 * 7)'
-  tartarus run python --timeout 30s --memory 1G -i -- python3 - < script.py";
+  tartarus run python --timeout 30s --memory 1G -i -- python3 - < script.py
+  tartarus run python --code 'print(6 * 7)'
+  tartarus run python --code-file script.py -- its arguments";
+
+/// Code for the template's runner.
+#[derive(Debug, Default, Args)]
+pub(crate) struct CodeArgs {
+    /// Run this in the template's runner instead of a program; what follows -- are its arguments
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "code_file")]
+    pub(crate) code: Option<String>,
+    /// The same from a file; - is standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) code_file: Option<PathBuf>,
+}
+
+/// How a sandbox starts and ends.
+#[derive(Debug, Default, Args)]
+pub(crate) struct SnapshotArgs {
+    /// Start from the template's golden snapshot, or not at all
+    #[arg(long, conflicts_with = "no_snapshot")]
+    pub(crate) require_snapshot: bool,
+    /// Boot, although there may be a golden snapshot
+    #[arg(long)]
+    pub(crate) no_snapshot: bool,
+    /// Overwrite what the sandbox wrote when it ends
+    #[arg(long)]
+    pub(crate) shred: bool,
+    /// End it after so long without request or output, such as 10m
+    #[arg(long, value_name = "TIME", value_parser = parse::duration, allow_hyphen_values = true)]
+    pub(crate) idle_timeout: Option<Duration>,
+}
 
 #[derive(Debug, Args)]
 #[command(after_help = RUN_HELP)]
@@ -45,6 +76,10 @@ pub(crate) struct RunArgs {
     /// Pass standard input on
     #[arg(short, long, conflicts_with = "detach")]
     pub(crate) interactive: bool,
+    #[command(flatten)]
+    pub(crate) code: CodeArgs,
+    #[command(flatten)]
+    pub(crate) snapshot: SnapshotArgs,
     /// Print the id and do not wait
     #[arg(long)]
     pub(crate) detach: bool,
@@ -72,6 +107,8 @@ pub(crate) struct CreateArgs {
     /// End it after so long, such as 10m
     #[arg(long, value_name = "TIME", value_parser = parse::duration, allow_hyphen_values = true)]
     pub(crate) ttl: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) snapshot: SnapshotArgs,
     /// Give up when it has not started so long after it was accepted [default: 60s]
     #[arg(long, value_name = "TIME", value_parser = parse::duration, allow_hyphen_values = true)]
     pub(crate) start_timeout: Option<Duration>,
@@ -160,6 +197,8 @@ pub(crate) struct ExecArgs {
     /// Pass standard input on
     #[arg(short, long)]
     pub(crate) interactive: bool,
+    #[command(flatten)]
+    pub(crate) code: CodeArgs,
     /// Add to the sandbox's environment; without =V taken from here
     #[arg(long, value_name = "K[=V]", value_parser = parse::env)]
     pub(crate) env: Vec<EnvEntry>,
@@ -184,7 +223,7 @@ pub(crate) struct KillArgs {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct RmArgs {
+pub(crate) struct IdsArgs {
     /// Ids, unique prefixes or names
     #[arg(required = true, value_name = "ID")]
     pub(crate) ids: Vec<String>,

@@ -38,6 +38,24 @@ fn every_form_of_the_contract_is_taken() {
         "tartarus exec i -i -- cmd",
         "tartarus kill i --signal TERM",
         "tartarus rm i j",
+        "tartarus pause i j",
+        "tartarus resume i j",
+        "tartarus run t --code print(1)",
+        "tartarus run t --code -1 --require-snapshot --shred --idle-timeout 1m -- a b",
+        "tartarus run t --code-file - --no-snapshot",
+        "tartarus exec i --code x -- a",
+        "tartarus exec i --code-file f",
+        "tartarus create t --require-snapshot --shred --idle-timeout 10m",
+        "tartarus create t --no-snapshot",
+        "tartarus df --json",
+        "tartarus prune --older-than 7d --dry-run --json",
+        "tartarus prune --force",
+        "tartarus prune -y --older-than 0s",
+        "tartarus up --retain 30d --retain-count 5 --min-free 0",
+        "tartarus template create n --from i --warm true --runner python --preload a,b.c --shape 2x1G --shape 1x64",
+        "tartarus template create n --from i --no-snapshot --detach",
+        "tartarus template rebuild n m --detach",
+        "tartarus template rebuild --all",
         "tartarus image import t.tar --name n",
         "tartarus image import - --name n",
         "tartarus image ls",
@@ -96,6 +114,21 @@ fn nonsense_is_refused() {
         "tartarus logs i --stream both",
         "tartarus up --listen nowhere",
         "tartarus rm",
+        "tartarus pause",
+        "tartarus run t --code x --code-file f",
+        "tartarus run t --require-snapshot --no-snapshot -- x",
+        "tartarus run t --idle-timeout 0s -- x",
+        "tartarus template create n --from i --preload numpy",
+        "tartarus template create n --from i --runner cobol",
+        "tartarus template create n --from i --shape 2",
+        "tartarus template create n --from i --shape 0x1G",
+        "tartarus template create n --from i --shape 1x1X",
+        "tartarus template create n --from i --no-snapshot --shape 1x1G",
+        "tartarus template rebuild",
+        "tartarus template rebuild n --all",
+        "tartarus prune --older-than 7",
+        "tartarus prune --force --dry-run",
+        "tartarus up --min-free x",
     ] {
         assert!(parse(line).is_err(), "{line}");
     }
@@ -107,4 +140,14 @@ fn a_variable_that_is_not_set_is_named() {
     let own = |name: &str| (name == "HERE").then(|| "mine".to_owned());
     assert_eq!(env_map(&args.env, own).unwrap_err().field.as_deref(), Some("env.NOT_HERE"));
     assert_eq!(env_map(&args.env[..1], own).unwrap(), [("HERE".to_owned(), "mine".to_owned())].into());
+}
+
+#[test]
+fn a_template_is_read_whole() {
+    let line = "tartarus template create n --from i --runner python --preload numpy,os.path --shape 2x1.5G";
+    let Command::Template(TemplateCommand::Create(args)) = parse(line).unwrap().command else { panic!("{line}") };
+    assert_eq!(args.preload, ["numpy", "os.path"]);
+    assert_eq!(args.shapes, [tartarus_types::Shape { cpus: 2, memory_mib: 1536 }]);
+    let Command::Up(up) = parse("tartarus up --min-free 0 --retain 1h").unwrap().command else { panic!("no server") };
+    assert_eq!((up.min_free, up.retain, up.retain_count), (0, Duration::from_secs(3600), 10_000));
 }

@@ -8,6 +8,7 @@ use tartarus_api::client::{Client, ClientError, Process};
 use tartarus_api::v1::{CreateExec, CreateSandbox, Sandbox};
 use tartarus_types::{Outcome, Refusal};
 
+use super::code;
 use super::outcome::{exit_code, explain};
 use super::session::{Session, Signals, Spinner, Style, attend, end, pump};
 use crate::cli::{ExecArgs, RunArgs, env_map, millis};
@@ -23,7 +24,7 @@ const LATE: Duration = Duration::from_secs(5);
 pub(super) async fn run(args: RunArgs, progress: bool) -> Result<ExitCode, Failed> {
     let (detach, json, interactive) = (args.detach, args.json, args.interactive);
     let key = args.idempotency_key.clone();
-    let wanted = request(args)?;
+    let wanted = request(args).await?;
     let client = client()?;
     let mut signals = Signals::listen()?;
 
@@ -65,8 +66,10 @@ pub(super) async fn run(args: RunArgs, progress: bool) -> Result<ExitCode, Faile
 
 /// `tartarus exec`.
 pub(super) async fn exec(args: ExecArgs, progress: bool) -> Result<ExitCode, Failed> {
+    let code = code::given(args.code, args.interactive).await?;
     let wanted = CreateExec {
-        command: given(args.command)?,
+        command: given(args.command, code.is_some())?,
+        code,
         env: env_map(&args.env, |name| std::env::var(name).ok())?,
         workdir: args.workdir,
         user: args.user,
@@ -91,17 +94,20 @@ pub(super) async fn exec(args: ExecArgs, progress: bool) -> Result<ExitCode, Fai
     Ok(tell_end(ended.outcome.as_ref()))
 }
 
-fn given(command: Vec<String>) -> Result<Vec<String>, Refusal> {
+fn given(command: Vec<String>, code: bool) -> Result<Vec<String>, Refusal> {
     match command.first().map(String::as_str) {
+        _ if code => Ok(command),
         None => Err(Refusal::field("command", "there is none")),
         Some("") => Err(Refusal::field("command", "the program's name is empty")),
         Some(_) => Ok(command),
     }
 }
 
-fn request(args: RunArgs) -> Result<CreateSandbox, Refusal> {
+async fn request(args: RunArgs) -> anyhow::Result<CreateSandbox> {
+    let code = code::given(args.code, args.interactive).await?;
     Ok(CreateSandbox {
-        command: Some(given(args.command)?),
+        command: Some(given(args.command, code.is_some())?),
+        code,
         env: env_map(&args.env, |name| std::env::var(name).ok())?,
         template: args.template,
         name: args.name,
@@ -112,9 +118,12 @@ fn request(args: RunArgs) -> Result<CreateSandbox, Refusal> {
         memory_mib: args.memory,
         timeout_ms: args.timeout.map(millis),
         start_timeout_ms: args.start_timeout.map(millis),
-        idle_timeout_ms: None,
+        idle_timeout_ms: args.snapshot.idle_timeout.map(millis),
         stdin: args.interactive,
         attach: !args.detach,
+        require_snapshot: args.snapshot.require_snapshot,
+        no_snapshot: args.snapshot.no_snapshot,
+        shred: args.snapshot.shred,
     })
 }
 

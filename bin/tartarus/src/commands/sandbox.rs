@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tartarus_api::client::{Client, Listing, Process};
+use tartarus_api::node::StartedFrom;
 use tartarus_api::v1::{CreateSandbox, Sandbox, SandboxDetail};
 use tartarus_types::{Refusal, Timestamp, signal};
 
@@ -25,6 +26,10 @@ pub(super) async fn create(args: CreateArgs) -> anyhow::Result<()> {
         memory_mib: args.memory,
         timeout_ms: args.ttl.map(millis),
         start_timeout_ms: args.start_timeout.map(millis),
+        idle_timeout_ms: args.snapshot.idle_timeout.map(millis),
+        require_snapshot: args.snapshot.require_snapshot,
+        no_snapshot: args.snapshot.no_snapshot,
+        shred: args.snapshot.shred,
         ..CreateSandbox::default()
     };
     let sandbox = server::client()?.create(&wanted, args.idempotency_key.as_deref()).await?;
@@ -47,9 +52,26 @@ pub(super) async fn ps(client: &Client, args: PsArgs) -> anyhow::Result<()> {
     Ok(print(&table(&["ID", "NAME", "STATE", "TEMPLATE", "AGE", "COMMAND"], &rows))?)
 }
 
+/// What it runs, as one could type it.
+fn command(sandbox: &Sandbox) -> String {
+    let arguments = shell(&sandbox.command);
+    match (sandbox.has_code, arguments.is_empty()) {
+        (false, _) => arguments,
+        (true, true) => "(code)".to_owned(),
+        (true, false) => format!("(code) {arguments}"),
+    }
+}
+
+fn start(from: &StartedFrom) -> String {
+    match from {
+        StartedFrom::Snapshot { golden } => format!("snapshot {}", golden.get(..12).unwrap_or(golden)),
+        StartedFrom::ColdBoot { why } => format!("cold boot: {why}"),
+    }
+}
+
 fn row(sandbox: &Sandbox, now: Timestamp) -> Vec<String> {
     const LONGEST: usize = 60;
-    let mut command = shell(&sandbox.command);
+    let mut command = command(sandbox);
     if let Some((cut, _)) = command.char_indices().nth(LONGEST) {
         command.truncate(cut);
         command.push('…');
@@ -80,9 +102,10 @@ fn describe(detail: &SandboxDetail) -> String {
         ("name", sandbox.name.clone()),
         ("state", Some(sandbox.state.as_str().to_owned())),
         ("queue position", sandbox.queue_position.map(|n| n.to_string())),
+        ("waiting because", detail.waiting.clone()),
         ("exit status", sandbox.exit_status.map(|n| n.to_string())),
         ("why", sandbox.outcome.as_ref().and_then(explain)),
-        ("command", shown(shell(&sandbox.command))),
+        ("command", shown(command(sandbox))),
         ("template", Some(sandbox.template.clone())),
         ("labels", shown(labels)),
         ("cpus", Some(sandbox.cpus.to_string())),
@@ -94,6 +117,7 @@ fn describe(detail: &SandboxDetail) -> String {
         ("ended", sandbox.ended_at.map(date)),
         ("attempts", Some(sandbox.attempts.to_string())),
         ("node", sandbox.node.as_ref().map(ToString::to_string)),
+        ("started from", detail.started_from.as_ref().map(start)),
         ("driver", detail.driver.clone()),
         ("hypervisor pid", detail.hypervisor_pid.map(|pid| pid.to_string())),
         ("guest kernel", detail.guest_kernel.clone()),

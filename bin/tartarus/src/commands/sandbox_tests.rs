@@ -27,6 +27,7 @@ fn sandbox() -> Sandbox {
         outcome: None,
         exit_status: None,
         queue_position: Some(3),
+        has_code: false,
     }
 }
 
@@ -49,11 +50,32 @@ fn a_description_has_what_is_known_and_no_more() {
         driver: None,
         guest_kernel: None,
         failures: vec!["no\nroom".to_owned()],
+        started_from: Some(StartedFrom::ColdBoot { why: "2 cpus, not 1".to_owned() }),
+        waiting: Some("3 older ones are in front of it".to_owned()),
     };
     let text = describe(&detail);
-    for line in ["timeout         1m 30s", "hypervisor pid  42", "labels          team=a", "accepted  1.3", "no\\nroom"]
-    {
+    for line in [
+        "timeout          1m 30s",
+        "hypervisor pid   42",
+        "labels           team=a",
+        "started from     cold boot: 2 cpus, not 1",
+        "waiting because  3 older ones",
+        "accepted  1.3",
+        "no\\nroom",
+    ] {
         assert!(text.contains(line), "{line:?} in\n{text}");
     }
     assert!(!text.contains("guest kernel") && !text.contains("ended"), "{text}");
+}
+
+#[test]
+fn code_is_not_taken_for_a_command() {
+    let with = |command: &[&str]| Sandbox {
+        has_code: true,
+        command: command.iter().map(|arg| (*arg).to_owned()).collect(),
+        ..sandbox()
+    };
+    assert_eq!(command(&with(&[])), "(code)");
+    assert_eq!(command(&with(&["a b"])), "(code) 'a b'");
+    assert_eq!(start(&StartedFrom::Snapshot { golden: "0123456789abcdef".to_owned() }), "snapshot 0123456789ab");
 }

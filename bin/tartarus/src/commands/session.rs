@@ -9,6 +9,7 @@ use std::future::pending;
 use std::time::Duration;
 
 use tartarus_api::client::{Client, ClientError, Process};
+use tartarus_api::v1::SandboxDetail;
 use tartarus_types::State;
 use tokio::time::timeout;
 
@@ -21,7 +22,7 @@ use crate::terminal::{note, stdin};
 /// How long to try to end a process before leaving anyway.
 const LEAVING: Duration = Duration::from_secs(5);
 /// Pause between looks at how far a start is; only for a person who watches.
-const LOOK: Duration = Duration::from_millis(300);
+pub(super) const LOOK: Duration = Duration::from_millis(300);
 
 /// How a session came to its end.
 pub(super) enum Session<T> {
@@ -70,11 +71,11 @@ async fn feed(client: &Client, process: &Process, interactive: bool) {
 /// Never returns. Shows a person what a start waits for.
 async fn watch(client: &Client, process: &Process, spinner: &Spinner) {
     while spinner.is_shown() {
-        match client.inspect(&process.sandbox).await.map(|detail| detail.sandbox) {
-            Ok(sandbox) => match (sandbox.state, sandbox.queue_position) {
-                (State::Queued, Some(position)) => spinner.say(&format!("waiting for a place, number {position}")),
-                (State::Queued, None) => spinner.say("waiting for a place"),
-                (State::Scheduled | State::Preparing, _) => spinner.say("starting a microVM"),
+        match client.inspect(&process.sandbox).await {
+            Ok(detail) => match detail.sandbox.state {
+                State::Queued => spinner.say(&place(&detail)),
+                State::Scheduled | State::Preparing => spinner.say("starting a microVM"),
+                State::Paused => spinner.say("paused"),
                 _ => spinner.clear(),
             },
             Err(error) => spinner.say(&error.to_string()),
@@ -82,6 +83,13 @@ async fn watch(client: &Client, process: &Process, spinner: &Spinner) {
         tokio::time::sleep(LOOK).await;
     }
     pending().await
+}
+
+/// What a queued sandbox waits for.
+pub(super) fn place(detail: &SandboxDetail) -> String {
+    let number = detail.sandbox.queue_position.map(|n| format!(", number {n}")).unwrap_or_default();
+    let why = detail.waiting.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+    format!("waiting for a place{number}{why}")
 }
 
 /// Returns when a signal makes us leave, with the exit code.

@@ -1,19 +1,26 @@
 //! Commands about templates.
 
+mod follow;
+mod show;
+
 use std::process::ExitCode;
 
-use tartarus_api::v1::{CreateTemplate, Template};
+use tartarus_api::client::Client;
+use tartarus_api::v1::{CreateTemplate, SnapshotState, Template};
 
 use super::each;
+use super::session::{Signals, Spinner};
 use crate::cli::{TemplateArgs, TemplateCommand, env_map};
 use crate::failure::Failed;
 use crate::server::client;
-use crate::terminal::{date, pairs, print, print_json, table};
+use crate::terminal::{note, print, print_json};
+use follow::{Followed, follow};
+use show::{describe, list, shape};
 
 /// `tartarus template …`.
-pub(super) async fn run(command: TemplateCommand) -> Result<ExitCode, Failed> {
+pub(super) async fn run(command: TemplateCommand, progress: bool) -> Result<ExitCode, Failed> {
     match command {
-        TemplateCommand::Create(args) => create(args).await?,
+        TemplateCommand::Create(args) => return create(*args, progress).await,
         TemplateCommand::Ls { json } => {
             let templates = client()?.templates().await?;
             match json {
@@ -28,6 +35,7 @@ pub(super) async fn run(command: TemplateCommand) -> Result<ExitCode, Failed> {
                 false => print(&describe(&template))?,
             }
         }
+        TemplateCommand::Rebuild { names, all, detach } => return rebuild(names, all, detach, progress).await,
         TemplateCommand::Rm { names } => {
             let client = client()?;
             return each(&names, async |name| client.remove_template(name).await).await;
@@ -36,7 +44,8 @@ pub(super) async fn run(command: TemplateCommand) -> Result<ExitCode, Failed> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn create(args: TemplateArgs) -> anyhow::Result<()> {
+async fn create(args: TemplateArgs, progress: bool) -> Result<ExitCode, Failed> {
+    let (json, detach) = (args.json, args.detach);
     let wanted = CreateTemplate {
         env: env_map(&args.env, |name| std::env::var(name).ok())?,
         name: args.name,
@@ -46,40 +55,90 @@ async fn create(args: TemplateArgs) -> anyhow::Result<()> {
         disk_mib: args.disk,
         workdir: args.workdir,
         user: args.user,
+        warm: args.warm,
+        runner: args.runner.map(Into::into),
+        preload: args.preload,
+        shapes: args.shapes,
+        cold: args.no_snapshot,
     };
-    let template = client()?.create_template(&wanted).await?;
-    if args.json {
-        return print_json(&template);
+    let client = client()?;
+    let mut signals = Signals::listen()?;
+    let asked = signals.or(client.make_template(&wanted)).await;
+    let (mut template, made_here) = asked.map_err(|signal| Failed::Told(signal.exit_code()))??;
+    if !detach {
+        match made(&client, template, progress, &mut signals).await? {
+            Some(whole) => template = whole,
+            None => {
+                if made_here {
+                    client.remove_template(&wanted.name).await?;
+                    note(&format!("template {} was removed again", wanted.name));
+                }
+                return Ok(ExitCode::FAILURE);
+            }
+        }
     }
-    Ok(print(&format!("{}\n", template.name))?)
+    match json {
+        true => print_json(&template)?,
+        false => print(&format!("{}\n", template.name))?,
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
-fn list(templates: &[Template]) -> String {
-    let row = |template: &Template| {
-        let spec = &template.spec;
-        let mib = |n: u32| format!("{n} MiB");
-        let size = [spec.cpus.to_string(), mib(spec.memory_mib), mib(spec.disk_mib)];
-        [vec![template.name.clone()], size.into(), vec![spec.image.clone()]].concat()
-    };
-    table(&["NAME", "CPUS", "MEMORY", "DISK", "IMAGE"], &templates.iter().map(row).collect::<Vec<_>>())
+/// Waits until the snapshots of a template are made, and gives it as it is then; `None` when one could not be, which is
+/// told.
+async fn made(
+    client: &Client,
+    template: Template,
+    progress: bool,
+    signals: &mut Signals,
+) -> Result<Option<Template>, Failed> {
+    let spinner = Spinner::new(progress, "making the snapshot");
+    let followed = signals.or(follow(client, &template, &spinner)).await;
+    spinner.clear();
+    let name = &template.name;
+    match followed {
+        Ok(followed) => {
+            if followed? == Followed::Failed {
+                return Ok(None);
+            }
+        }
+        Err(signal) => {
+            note(&format!("{name} goes on being made; `tartarus template inspect {name}` shows how far it is"));
+            return Err(Failed::Told(signal.exit_code()));
+        }
+    }
+    let template = client.template(name).await?;
+    for snapshot in template.snapshots.iter().filter(|snapshot| snapshot.state != SnapshotState::Ready) {
+        let why = snapshot.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+        let (size, state) = (shape(snapshot.shape), snapshot.state.as_str());
+        note(&format!("{name} has no snapshot for {size} yet ({state}){why}; until then its sandboxes boot"));
+    }
+    Ok(Some(template))
 }
 
-fn describe(template: &Template) -> String {
-    let spec = &template.spec;
-    let mut out = pairs(&[
-        ("name", Some(template.name.clone())),
-        ("image", Some(spec.image.clone())),
-        ("cpus", Some(spec.cpus.to_string())),
-        ("memory", Some(format!("{} MiB", spec.memory_mib))),
-        ("disk", Some(format!("{} MiB", spec.disk_mib))),
-        ("workdir", spec.workdir.clone()),
-        ("user", spec.user.clone()),
-        ("created", Some(date(template.created_at))),
-    ]);
-    if !spec.env.is_empty() {
-        let row = |(key, value): (&String, &String)| vec![key.clone(), value.clone()];
-        out.push('\n');
-        out.push_str(&table(&["VARIABLE", "VALUE"], &spec.env.iter().map(row).collect::<Vec<_>>()));
+async fn rebuild(names: Vec<String>, all: bool, detach: bool, progress: bool) -> Result<ExitCode, Failed> {
+    let client = client()?;
+    let names = match all {
+        true => client.templates().await?.into_iter().filter(|t| !t.spec.cold).map(|template| template.name).collect(),
+        false => names,
+    };
+    let mut signals = Signals::listen()?;
+    // All are asked for before the first is waited for: they are made beside each other.
+    let mut asked = Vec::new();
+    let mut failed = false;
+    for name in &names {
+        match client.rebuild_template(name).await {
+            Ok(template) => asked.push(template),
+            Err(error) => {
+                crate::failure::tell(&error.into());
+                failed = true;
+            }
+        }
     }
-    out
+    if !detach {
+        for template in asked {
+            failed |= made(&client, template, progress, &mut signals).await?.is_none();
+        }
+    }
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

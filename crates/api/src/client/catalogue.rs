@@ -10,10 +10,12 @@ use super::repeat::Repeat;
 use super::{ANSWER, Client, ClientError};
 use crate::doctor::DoctorReport;
 use crate::node::ByteStream;
-use crate::v1::{CreateTemplate, Image, Kernel, Template};
+use crate::v1::{CreateTemplate, DiskUsage, Image, Kernel, Prune, Pruned, Template};
 
 /// Probing boots a kernel under each accelerator.
 const DOCTOR: Duration = Duration::from_secs(180);
+/// Many files may go.
+const PRUNE: Duration = Duration::from_secs(600);
 
 impl Client {
     /// Makes an image of a root file system's tar, and gives it `name`. An error of the stream ends the upload, and
@@ -87,8 +89,28 @@ impl Client {
     /// # Errors
     /// [`ClientError`]; `name_taken` when there is another of that name.
     pub async fn create_template(&self, wanted: &CreateTemplate) -> Result<Template, ClientError> {
+        Ok(self.make_template(wanted).await?.0)
+    }
+
+    /// The same, and whether it was this call that made it. When an answer was lost on the way that says no.
+    ///
+    /// # Errors
+    /// As [`Client::create_template`].
+    pub async fn make_template(&self, wanted: &CreateTemplate) -> Result<(Template, bool), ClientError> {
         let url = self.path(&["templates"])?;
-        self.json(Repeat::Always, || self.request(Method::POST, &url).json(wanted).timeout(ANSWER)).await
+        let make = || self.request(Method::POST, &url).json(wanted).timeout(ANSWER);
+        let answer = self.send(Repeat::Always, make, |_| false).await?;
+        let made = answer.as_ref().is_some_and(|answer| answer.status == 201);
+        Ok((self.decode(&answer.map(|answer| answer.body).unwrap_or_default())?, made))
+    }
+
+    /// Makes a template's golden snapshots anew; the old ones are used until then.
+    ///
+    /// # Errors
+    /// [`ClientError`]; `not_found`, `not_ready` when there is no guest kernel.
+    pub async fn rebuild_template(&self, name: &str) -> Result<Template, ClientError> {
+        let url = self.path(&["templates", name, "rebuild"])?;
+        self.json(Repeat::Always, || self.request(Method::POST, &url).timeout(ANSWER)).await
     }
 
     /// All templates.
@@ -113,6 +135,23 @@ impl Client {
     /// [`ClientError`].
     pub async fn remove_template(&self, name: &str) -> Result<(), ClientError> {
         self.delete(&self.path(&["templates", name])?).await.map(drop)
+    }
+
+    /// What takes how much space.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn disk_usage(&self) -> Result<DiskUsage, ClientError> {
+        self.get(&self.path(&["df"])?).await
+    }
+
+    /// Deletes what nothing needs any more.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn prune(&self, wanted: &Prune) -> Result<Pruned, ClientError> {
+        let url = self.path(&["prune"])?;
+        self.json(Repeat::Always, || self.request(Method::POST, &url).json(wanted).timeout(PRUNE)).await
     }
 
     /// What the machine can do; `reprobe` forgets what was found before.

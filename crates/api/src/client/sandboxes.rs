@@ -183,6 +183,27 @@ impl Client {
         }
     }
 
+    /// Stops a sandbox's machine until it is resumed; one that is stopped stays so.
+    ///
+    /// # Errors
+    /// [`ClientError`]; `wrong_state` unless it runs.
+    pub async fn pause(&self, sandbox: &str) -> Result<Sandbox, ClientError> {
+        self.still(sandbox, "pause").await
+    }
+
+    /// Lets a stopped machine go on; one that runs goes on running.
+    ///
+    /// # Errors
+    /// [`ClientError`]; `wrong_state` unless it is paused or runs.
+    pub async fn resume(&self, sandbox: &str) -> Result<Sandbox, ClientError> {
+        self.still(sandbox, "resume").await
+    }
+
+    async fn still(&self, sandbox: &str, leaf: &str) -> Result<Sandbox, ClientError> {
+        let url = self.path(&["sandboxes", sandbox, leaf])?;
+        self.json(Repeat::Always, || self.request(Method::POST, &url).timeout(ANSWER)).await
+    }
+
     /// Sends a signal to a process and its group.
     ///
     /// # Errors

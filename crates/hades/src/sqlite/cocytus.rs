@@ -36,7 +36,14 @@ pub(super) fn failure(record: &Record, event: &Event) -> Option<String> {
             let why = outcome.message.clone();
             Some(why.unwrap_or_else(|| "it ended before its command began".to_owned()))
         }
-        Event::End(_) | Event::Lease | Event::Prepare | Event::Begin | Event::Kill | Event::StartTimeout => None,
+        Event::End(_)
+        | Event::Lease
+        | Event::Prepare
+        | Event::Begin
+        | Event::Pause
+        | Event::Resume
+        | Event::Kill
+        | Event::StartTimeout => None,
     }
 }
 

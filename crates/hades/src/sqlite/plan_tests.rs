@@ -17,6 +17,9 @@ fn hot_queries_use_their_indexes() {
         runs::SWEEP,
         runs::BY_NAME,
         runs::BY_PREFIX,
+        runs::MAKER,
+        runs::ENDED,
+        runs::FORGET,
     ];
     for sql in hot.into_iter().chain(acheron::NEXT) {
         for step in plan(&conn, sql) {
@@ -24,13 +27,17 @@ fn hot_queries_use_their_indexes() {
         }
     }
     // A list is a walk along an index that its limit ends.
-    for sql in [runs::LIST_ALL, runs::LIST_LIVE] {
+    for sql in [runs::LIST_ALL, runs::LIST_LIVE, runs::SURPLUS, runs::IN_USE] {
         for step in plan(&conn, sql) {
             assert!(!step.contains("TEMP B-TREE"), "{sql}\n{step}");
         }
     }
     assert!(plan(&conn, acheron::HEAD)[0].contains("queue_order (visible_at=?"), "{:?}", plan(&conn, acheron::HEAD));
     assert!(plan(&conn, runs::LIST_LIVE)[0].contains("sandboxes_live"), "{:?}", plan(&conn, runs::LIST_LIVE));
+    for sql in [runs::SURPLUS, runs::COUNT_ENDED] {
+        assert!(plan(&conn, sql)[0].contains("COVERING INDEX sandboxes_ended"), "{:?}", plan(&conn, sql));
+    }
+    assert!(plan(&conn, runs::IN_USE)[0].contains("INDEX sandboxes_live"), "{:?}", plan(&conn, runs::IN_USE));
     // The check can fail.
     assert!(plan(&conn, "SELECT * FROM queue ORDER BY start_deadline + 1").iter().any(|s| s.contains("TEMP B-TREE")));
 }

@@ -1,15 +1,17 @@
 //! Sandboxes: accepting, finding, ending, and what their nodes report.
 
+use std::collections::BTreeSet;
+
 use async_trait::async_trait;
 use rusqlite::{Connection, params};
 use tartarus_types::sandbox::Denied;
-use tartarus_types::{Event, LeaseToken, SandboxId, State, Timestamp};
+use tartarus_types::{Event, LeaseToken, SandboxId, SandboxSpec, SnapshotUse, State, Timestamp};
 
-use super::row::{Row, all, clip, json, one, select, text};
+use super::row::{Row, all, clip, json, one, parse, select, text};
 use super::transition::{transition, transition_by_holder};
 use super::worker::Tx;
 use super::{Sqlite, acheron, cocytus};
-use crate::store::{Accepted, Idempotency, KillAsked, ListFilter, NewSandbox, Record, RunStore, StoreError};
+use crate::store::{Accepted, Idempotency, KillAsked, ListFilter, NewSandbox, Record, Retention, RunStore, StoreError};
 
 /// An idempotency key lives so long, ms.
 const KEY_MS: i64 = 24 * 3600 * 1000;
@@ -25,6 +27,16 @@ pub(super) const SWEEP: &str = "DELETE FROM idempotency WHERE rowid IN \
 pub(super) const BY_NAME: &str = select!("WHERE name = ?1 ORDER BY seq DESC LIMIT 1");
 pub(super) const BY_PREFIX: &str = select!("WHERE id >= ?1 AND id < ?1 || '~' LIMIT 2");
 pub(super) const LIST_ALL: &str = select!("ORDER BY seq DESC LIMIT ?1");
+pub(super) const MAKER: &str = select!("WHERE makes = ?1 ORDER BY seq DESC LIMIT 1");
+const MAKING: &str = select!("WHERE makes = ?1 AND ended_at IS NULL");
+pub(super) const ENDED: &str = "SELECT id, ended_at FROM sandboxes WHERE ended_at IS NOT NULL AND ended_at <= ?1 \
+                                ORDER BY ended_at, seq LIMIT ?2";
+/// The end of the newest that is one too many.
+pub(super) const SURPLUS: &str = "SELECT ended_at FROM sandboxes WHERE ended_at IS NOT NULL \
+                                  ORDER BY ended_at DESC, seq DESC LIMIT 1 OFFSET ?1";
+pub(super) const COUNT_ENDED: &str = "SELECT count(*) FROM sandboxes WHERE ended_at IS NOT NULL";
+pub(super) const FORGET: &str = "DELETE FROM sandboxes WHERE id = ?1 AND ended_at IS NOT NULL";
+pub(super) const IN_USE: &str = "SELECT image, kernel FROM sandboxes WHERE ended_at IS NULL";
 pub(super) const LIST_LIVE: &str = select!("WHERE ended_at IS NULL ORDER BY seq DESC LIMIT ?1");
 
 fn accept(tx: &mut Tx<'_>, new: NewSandbox, now: Timestamp) -> Result<Accepted, StoreError> {
@@ -40,6 +52,12 @@ fn accept(tx: &mut Tx<'_>, new: NewSandbox, now: Timestamp) -> Result<Accepted, 
         if text(tx.conn, taken, [name])?.is_some() {
             return Err(StoreError::NameTaken(name.clone()));
         }
+    }
+
+    if let Some(golden) = makes(&new.spec)
+        && let Some(row) = one(tx.conn, MAKING, [golden], Row::read)?
+    {
+        return Ok(Accepted::Replay(Box::new(row.record)));
     }
 
     let record = Record {
@@ -67,11 +85,30 @@ fn accept(tx: &mut Tx<'_>, new: NewSandbox, now: Timestamp) -> Result<Accepted, 
     Ok(Accepted::New(Box::new(record)))
 }
 
+/// The golden snapshot that the sandbox becomes.
+fn makes(spec: &SandboxSpec) -> Option<&str> {
+    spec.golden.as_deref().filter(|_| spec.snapshot == SnapshotUse::Make)
+}
+
+/// What `rule` keeps no longer. Of several that ended in the same microsecond as the first that is one too many, only
+/// so many are given as are too many.
+fn expired(conn: &Connection, rule: Retention, limit: u32) -> Result<Vec<SandboxId>, StoreError> {
+    let surplus = one(conn, SURPLUS, [rule.newest], |row| Ok(row.get::<_, i64>(0)?))?;
+    let until = surplus.map_or(rule.after.0, |at| at.max(rule.after.0));
+    let total: i64 = one(conn, COUNT_ENDED, [], |row| Ok(row.get(0)?))?.unwrap_or(0);
+    let too_many = usize::try_from(total - i64::from(rule.newest)).unwrap_or(0);
+    let found = all(conn, ENDED, [until, i64::from(limit)], |row| {
+        Ok((parse::<SandboxId>(row.get(0)?)?, row.get::<_, i64>(1)?))
+    })?;
+    let expired = found.into_iter().enumerate().filter(|(index, (_, at))| *at <= rule.after.0 || *index < too_many);
+    Ok(expired.map(|(_, (id, _))| id).collect())
+}
+
 fn insert(conn: &Connection, record: &Record) -> Result<(), StoreError> {
     let spec = &record.spec;
     conn.prepare_cached(
         "INSERT INTO sandboxes (id, name, state, created_at, attempts, memory_mib, cpus, image, kernel, remove, \
-         labels, spec) VALUES (?1, ?2, ?3, ?4, 0, ?5, ?6, ?7, ?8, 0, ?9, ?10)",
+         labels, spec, makes) VALUES (?1, ?2, ?3, ?4, 0, ?5, ?6, ?7, ?8, 0, ?9, ?10, ?11)",
     )?
     .execute(params![
         record.id.as_str(),
@@ -84,6 +121,7 @@ fn insert(conn: &Connection, record: &Record) -> Result<(), StoreError> {
         spec.kernel,
         serde_json::to_string(&record.labels)?,
         serde_json::to_string(spec)?,
+        makes(spec),
     ])?;
     Ok(())
 }
@@ -268,5 +306,35 @@ impl RunStore for Sqlite {
     async fn failures(&self, id: &SandboxId) -> Result<Vec<String>, StoreError> {
         let id = id.clone();
         self.read(move |conn| cocytus::failures(conn, &id)).await
+    }
+
+    async fn maker(&self, golden: &str) -> Result<Option<Record>, StoreError> {
+        let golden = golden.to_owned();
+        self.read(move |conn| Ok(one(conn, MAKER, [golden], Row::read)?.map(|row| row.record))).await
+    }
+
+    async fn expired(&self, rule: Retention, limit: u32) -> Result<Vec<SandboxId>, StoreError> {
+        self.read(move |conn| expired(conn, rule, limit)).await
+    }
+
+    async fn forget(&self, ids: &[SandboxId]) -> Result<Vec<SandboxId>, StoreError> {
+        let ids = ids.to_vec();
+        self.write(move |tx| {
+            let mut forget = tx.conn.prepare_cached(FORGET)?;
+            let mut gone = Vec::with_capacity(ids.len());
+            for id in ids {
+                if forget.execute([id.as_str()])? == 1 {
+                    gone.push(id);
+                }
+            }
+            tx.changed.extend(gone.iter().cloned());
+            Ok(gone)
+        })
+        .await
+    }
+
+    async fn digests_in_use(&self) -> Result<BTreeSet<String>, StoreError> {
+        let both = |row: &rusqlite::Row<'_>| Ok([row.get::<_, String>(0)?, row.get(1)?]);
+        self.read(move |conn| Ok(all(conn, IN_USE, [], both)?.into_iter().flatten().collect())).await
     }
 }

@@ -10,7 +10,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use crate::store::StoreError;
 
 /// Migration `n` (from 0) leads from schema version `n` to `n + 1`. What was released is never edited.
-const MIGRATIONS: &[&str] = &[include_str!("migrations/0001.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("migrations/0001.sql"), include_str!("migrations/0002.sql")];
 
 /// Marks the file as a store of ours; set by the first migration.
 const APPLICATION_ID: i32 = 0x5441_5254;
@@ -40,12 +40,14 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
         return Err(StoreError::Engine(format!("{path} cannot have a write-ahead log here: use a local file system")));
     }
     conn.pragma_update(None, "synchronous", "full")?;
-    conn.pragma_update(None, "foreign_keys", true)?;
     conn.pragma_update_and_check(None, "wal_autocheckpoint", CHECKPOINT, |row| row.get::<_, i64>(0))?;
     conn.pragma_update_and_check(None, "journal_size_limit", 64 << 20, |row| row.get::<_, i64>(0))?;
+    // A migration that makes a table anew must not take what refers to it along.
+    conn.pragma_update(None, "foreign_keys", false)?;
     for (from, sql) in (0..).zip(MIGRATIONS) {
         migrate(&conn, from, sql)?;
     }
+    conn.pragma_update(None, "foreign_keys", true)?;
     Ok(conn)
 }
 
@@ -94,6 +96,9 @@ fn migrate(conn: &Connection, from: u32, sql: &str) -> Result<(), StoreError> {
         return Ok(());
     }
     tx.execute_batch(sql)?;
+    if tx.prepare("PRAGMA foreign_key_check")?.exists([])? {
+        return Err(StoreError::Engine(format!("migration {} leaves references to nothing", from + 1)));
+    }
     tx.pragma_update(None, "user_version", from + 1)?;
     tx.commit()?;
     tracing::info!(version = from + 1, "the store's schema was migrated");
@@ -141,7 +146,7 @@ mod tests {
         let path = dir.path().join("store.db");
         open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
         let before = std::fs::read(&path).unwrap();
-        assert!(matches!(open(&path), Err(StoreError::Newer { found: 99, known: 1 })));
+        assert!(matches!(open(&path), Err(StoreError::Newer { found: 99, known: 2 })));
         assert_eq!(std::fs::read(&path).unwrap(), before);
     }
 
@@ -160,6 +165,34 @@ mod tests {
 
         assert!(engine(open(dir.path()).unwrap_err()).contains("cannot be opened"));
         assert!(engine(open(&dir.path().join("no/such/dir.db")).unwrap_err()).contains("cannot be opened"));
+    }
+
+    /// What a store of the first version holds is there after the migration, references included.
+    #[test]
+    fn an_older_store_is_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.db");
+        let old = Connection::open(&path).unwrap();
+        migrate(&old, 0, MIGRATIONS[0]).unwrap();
+        old.execute_batch(
+            "INSERT INTO sandboxes (seq, id, state, created_at, attempts, node, token, memory_mib, cpus, image, kernel,
+                                    remove, labels, spec)
+             VALUES (7, 'sbx_a', 'running', 1, 1, 'n', 't', 64, 1, 'i', 'k', 0, '{}', '{}');
+             INSERT INTO queue VALUES (7, NULL, 5, 9);
+             INSERT INTO failures VALUES (7, 1, 2, 'n', 'why');",
+        )
+        .unwrap();
+        drop(old);
+        let conn = open(&path).unwrap();
+        let count = |sql: &str| conn.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+        assert_eq!(
+            count("SELECT count(*) FROM sandboxes s JOIN queue q USING (seq) JOIN failures f ON f.sandbox = seq"),
+            1
+        );
+        conn.execute("UPDATE sandboxes SET state = 'paused' WHERE seq = 7", []).unwrap();
+        conn.execute("DELETE FROM queue", []).unwrap();
+        conn.execute("DELETE FROM sandboxes", []).unwrap();
+        assert_eq!(count("SELECT count(*) FROM failures"), 0, "references still cascade");
     }
 
     /// A migration that fails half-way leaves nothing of itself.

@@ -1,7 +1,7 @@
 //! The one way a sandbox's state changes: `step`, and its effects in the same transaction.
 
 use tartarus_types::sandbox::{Denied, Effect};
-use tartarus_types::{Event, State, Timestamp, step};
+use tartarus_types::{Event, Timestamp, step};
 
 use super::row::Row;
 use super::worker::Tx;
@@ -13,10 +13,11 @@ use crate::store::{QueueRules, StoreError};
 pub(super) fn transition(tx: &mut Tx<'_>, row: &mut Row, event: Event, now: Timestamp) -> Result<(), StoreError> {
     let event = cocytus::bounded(limit_tries(event, row.record.attempts, tx.rules));
     let failure = cocytus::failure(&row.record, &event);
+    let begins = event == Event::Begin;
     let next = step(row.record.state, event)?;
 
     row.record.state = next.state;
-    if next.state == State::Running {
+    if begins {
         row.record.started_at = Some(now);
     }
     if let Some(outcome) = next.outcome {
@@ -59,9 +60,13 @@ pub(super) fn transition_by_holder(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     match event {
-        Event::Prepare | Event::Begin | Event::GiveBack { .. } | Event::LeaseLost { .. } | Event::End(_) => {
-            transition(tx, row, event, now)
-        }
+        Event::Prepare
+        | Event::Begin
+        | Event::Pause
+        | Event::Resume
+        | Event::GiveBack { .. }
+        | Event::LeaseLost { .. }
+        | Event::End(_) => transition(tx, row, event, now),
         Event::Lease | Event::Kill | Event::StartTimeout if row.record.state.is_terminal() => Err(Denied::Ended.into()),
         Event::Lease | Event::Kill | Event::StartTimeout => Err(Denied::WrongState(row.record.state).into()),
     }

@@ -20,6 +20,9 @@ fn template(name: &str, image: &str) -> TemplateRecord {
         env: [("A".into(), "b".into())].into(),
         workdir: Some("/".into()),
         user: None,
+        warm: Warm::default(),
+        shapes: Vec::new(),
+        cold: false,
     };
     TemplateRecord { name: name.into(), spec, created_at: T0 }
 }

@@ -41,7 +41,7 @@ pub(crate) fn operations(max: usize) -> impl Strategy<Value = Vec<Op>> {
 }
 
 /// Weighted by repetition: most reports are the usual ones.
-const EVENTS: usize = 13;
+const EVENTS: usize = 15;
 
 fn event(index: usize) -> Event {
     match index {
@@ -53,6 +53,8 @@ fn event(index: usize) -> Event {
         9 => Event::End(exited(0)),
         10 => Event::End(Outcome::because(Reason::GuestDied, "it panicked")),
         11 => Event::Kill,
+        12 => Event::Pause,
+        13 => Event::Resume,
         _ => Event::StartTimeout,
     }
 }
@@ -93,10 +95,11 @@ impl Model {
             Event::End(o) => self.record.started_at.is_none() && o.state() == State::Failed,
             _ => false,
         };
+        let begins = event == Event::Begin;
         let next = step(self.record.state, event)?;
         self.failures += usize::from(failed);
         self.record.state = next.state;
-        if next.state == State::Running {
+        if begins {
             self.record.started_at = Some(now);
         }
         if next.state == State::Queued {

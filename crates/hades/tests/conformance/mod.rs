@@ -10,7 +10,7 @@ mod runs;
 use std::collections::BTreeMap;
 
 use hades::{Accepted, Candidate, KillAsked, Leased, NewSandbox, NodeRecord, QueueRules, Record, Store};
-use tartarus_types::{NodeId, Outcome, Reason, SandboxId, SandboxSpec, Timestamp};
+use tartarus_types::{Ground, NodeId, Outcome, Reason, SandboxId, SandboxSpec, SnapshotUse, Timestamp, Warm};
 
 /// The moment at which every case begins.
 pub(crate) const T0: Timestamp = Timestamp(1_700_000_000_000_000);
@@ -40,6 +40,10 @@ pub(crate) async fn suite<S: Store>(make: impl AsyncFn(QueueRules) -> S) {
         runs::removes,
         runs::bounds_what_nodes_say,
         runs::publishes_news,
+        runs::pauses_and_goes_on,
+        runs::one_makes_a_snapshot,
+        runs::keeps_the_newest_that_ended,
+        runs::names_what_is_in_use,
         queue::serves_the_oldest_that_is_chosen,
         queue::reserves_exactly,
         queue::refuses_to_oversell,
@@ -83,6 +87,12 @@ pub(crate) fn spec(memory_mib: u32) -> SandboxSpec {
         idle_timeout_ms: None,
         stdin: false,
         attach: true,
+        code: None,
+        warm: Warm::default(),
+        ground: Ground::default(),
+        golden: None,
+        snapshot: SnapshotUse::Prefer,
+        shred: false,
     }
 }
 

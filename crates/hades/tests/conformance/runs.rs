@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use hades::{Accepted, Idempotency, KillAsked, ListFilter, NewSandbox, Store, StoreError};
+use hades::{Accepted, Idempotency, KillAsked, ListFilter, NewSandbox, Retention, Store, StoreError};
 use tartarus_types::sandbox::Denied;
 use tartarus_types::{Event, LeaseToken, Outcome, Reason, SandboxId, State};
 
@@ -317,4 +317,105 @@ pub(crate) async fn publishes_news(s: &impl Store) {
     s.lease(&node, oldest, T0).await.unwrap();
     s.expire(T0).await.unwrap();
     assert!(news.try_recv().is_err());
+}
+
+/// Paused, it keeps its lease and its reservation, and the moment it began at; it may be ended and lost like one that runs.
+pub(crate) async fn pauses_and_goes_on(s: &impl Store) {
+    let node = join(s).await;
+    let begun = async |ms| {
+        let id = accept(s, new(), at(ms)).await.id;
+        let token = lease(s, &node, at(ms)).await.token;
+        for event in [Event::Prepare, Event::Begin, Event::Pause] {
+            s.apply(&id, &token, event, None, at(ms)).await.unwrap();
+        }
+        (id, token)
+    };
+    let (id, token) = begun(0).await;
+    let apply = async |event, ms| s.apply(&id, &token, event, None, at(ms)).await;
+    let paused = s.get(&id).await.unwrap().unwrap();
+    assert_eq!((paused.state, paused.started_at), (State::Paused, Some(at(0))));
+    refused!(apply(Event::Pause, 5).await, StoreError::Denied(Denied::Already));
+    refused!(apply(Event::Begin, 5).await, StoreError::Denied(Denied::Already));
+    let held = [(id.clone(), token.clone())];
+    assert!(s.renew(&node, &held, at(20_000)).await.unwrap().is_empty());
+    assert!(s.expire(at(40_000)).await.unwrap().is_empty());
+    assert_eq!(s.nodes().await.unwrap()[0].reserved_mib, 110);
+    let resumed = apply(Event::Resume, 41_000).await.unwrap();
+    assert_eq!((resumed.state, resumed.started_at), (State::Running, Some(at(0))), "it began once");
+    refused!(apply(Event::Resume, 42_000).await, StoreError::Denied(Denied::Already));
+    assert_eq!(apply(Event::End(exited(0)), 43_000).await.unwrap().state, State::Succeeded);
+
+    let (id, token) = begun(50_000).await;
+    let record = s.kill(&id, TERM, false, at(50_001)).await.unwrap().unwrap();
+    assert_eq!(record.state, State::Terminating);
+    assert_eq!(s.kills(&node).await.unwrap(), [(id.clone(), token.clone(), TERM)]);
+    refused!(
+        s.apply(&id, &token, Event::Resume, None, at(50_002)).await,
+        StoreError::Denied(Denied::WrongState(State::Terminating))
+    );
+    s.apply(&id, &token, Event::End(exited(0)), None, at(50_003)).await.unwrap();
+
+    let (id, _) = begun(60_000).await;
+    let lost = s.expire(at(90_001)).await.unwrap();
+    assert_eq!(lost.iter().map(|r| (&r.id, r.state)).collect::<Vec<_>>(), [(&id, State::Lost)]);
+    assert_eq!(s.nodes().await.unwrap()[0].reserved_mib, 0);
+}
+
+/// While one makes a golden snapshot no second one is taken on for it, whoever asks.
+pub(crate) async fn one_makes_a_snapshot(s: &impl Store) {
+    let making = |golden: &str, snapshot| NewSandbox {
+        spec: SandboxSpec { golden: Some(golden.into()), snapshot, ..spec(100) },
+        ..new()
+    };
+    assert_eq!(s.maker("a").await.unwrap(), None);
+    accept(s, making("a", SnapshotUse::Prefer), T0).await;
+    assert_eq!(s.maker("a").await.unwrap(), None, "it only starts from one");
+    let first = accept(s, making("a", SnapshotUse::Make), T0).await;
+    let other = accept(s, making("b", SnapshotUse::Make), T0).await;
+    match s.accept(making("a", SnapshotUse::Make), at(1)).await.unwrap() {
+        Accepted::Replay(record) => assert_eq!(record.id, first.id),
+        Accepted::New(record) => panic!("a second one: {record:?}"),
+    }
+    assert_eq!(s.list(ListFilter { ended: true, limit: 10 }).await.unwrap().len(), 3);
+    s.kill(&first.id, TERM, false, at(2)).await.unwrap();
+    let ended = s.get(&first.id).await.unwrap();
+    assert_eq!(s.maker("a").await.unwrap(), ended, "also when it has ended");
+    let second = accept(s, making("a", SnapshotUse::Make), at(3)).await;
+    assert_eq!(s.maker("a").await.unwrap().unwrap().id, second.id);
+    assert_eq!(s.maker("b").await.unwrap().unwrap().id, other.id);
+}
+
+pub(crate) async fn keeps_the_newest_that_ended(s: &impl Store) {
+    let mut ids = Vec::new();
+    for ms in [10, 20, 30, 40] {
+        let id = accept(s, new(), at(0)).await.id;
+        s.kill(&id, TERM, false, at(ms)).await.unwrap();
+        ids.push(id);
+    }
+    let live = accept(s, new(), at(0)).await.id;
+    let expired = async |ms, newest| s.expired(Retention { after: at(ms), newest }, 100).await.unwrap();
+    assert!(expired(9, 4).await.is_empty());
+    assert_eq!(expired(20, 100).await, ids[..2], "too old");
+    assert_eq!(expired(0, 1).await, ids[..3], "too many");
+    assert_eq!(expired(20, 1).await, ids[..3]);
+    assert_eq!(expired(30, 3).await, ids[..3]);
+    assert_eq!(expired(99, 0).await, ids, "never one that has not ended");
+    assert_eq!(s.expired(Retention { after: at(99), newest: 0 }, 2).await.unwrap(), ids[..2]);
+
+    let asked = [ids[0].clone(), live.clone(), SandboxId::random(), ids[1].clone()];
+    assert_eq!(s.forget(&asked).await.unwrap(), [ids[0].clone(), ids[1].clone()]);
+    assert!(s.forget(&asked).await.unwrap().is_empty());
+    assert!(s.get(&live).await.unwrap().is_some());
+    assert_eq!(s.get(&ids[0]).await.unwrap(), None);
+    assert_eq!(expired(99, 0).await, ids[2..]);
+}
+
+pub(crate) async fn names_what_is_in_use(s: &impl Store) {
+    assert!(s.digests_in_use().await.unwrap().is_empty());
+    let id = accept(s, new(), T0).await.id;
+    accept(s, NewSandbox { spec: SandboxSpec { image: "sha256:other".into(), ..spec(1) }, ..new() }, T0).await;
+    let words = async || s.digests_in_use().await.unwrap().into_iter().collect::<Vec<_>>();
+    assert_eq!(words().await, ["sha256:image", "sha256:kernel", "sha256:other"]);
+    s.kill(&id, TERM, false, T0).await.unwrap();
+    assert_eq!(words().await, ["sha256:kernel", "sha256:other"]);
 }

@@ -1,11 +1,13 @@
 //! What the node's machine can do.
 
 use axum::extract::State;
-use tartarus_api::doctor::DoctorReport;
+use tartarus_api::doctor::{Check, DoctorReport, Status};
+use tartarus_api::v1::SnapshotState;
 
 use super::App;
 use super::failure::Failure;
 use super::params::Params;
+use crate::snapshots::snapshots;
 
 /// What the node's machine can do, found out with the guest kernel that new sandboxes would use.
 #[utoipa::path(get, path = "/v1/doctor", tag = "doctor",
@@ -15,5 +17,57 @@ pub(super) async fn doctor(State(app): State<App>, mut params: Params) -> Result
     let reprobe = params.flag("reprobe")?;
     params.finish()?;
     let kernel = app.store.kernels().await?.into_iter().next().map(|kernel| kernel.digest);
-    Ok(axum::Json(app.node()?.doctor(kernel.as_deref(), reprobe).await?))
+    let mut report = app.node()?.doctor(kernel.as_deref(), reprobe).await?;
+    let templates = app.store.templates().await?;
+    let known = app.known(&templates).await?;
+    let found = templates.iter().flat_map(|template| {
+        snapshots(template, &known).into_iter().map(|snapshot| (template.name.as_str(), snapshot.state))
+    });
+    report.checks.extend(check(&found.collect::<Vec<_>>()));
+    Ok(axum::Json(report))
+}
+
+/// How many golden snapshots are in which state, and which templates need somebody to look.
+fn check(found: &[(&str, SnapshotState)]) -> Option<Check> {
+    use SnapshotState::{Building, Failed, Missing, Outdated, Ready, Unusable};
+    if found.is_empty() {
+        return None;
+    }
+    let count = |state: SnapshotState| match found.iter().filter(|(_, of)| *of == state).count() {
+        0 => None,
+        n => Some(format!("{n} {}", state.as_str())),
+    };
+    let counts = [Ready, Building, Missing, Failed, Outdated, Unusable].into_iter().filter_map(count);
+    let mut wrong: Vec<&str> =
+        found.iter().filter(|(_, state)| !matches!(state, Ready | Building)).map(|(name, _)| *name).collect();
+    wrong.dedup();
+    let advice = wrong.first().map(|name| {
+        let others = if wrong.len() > 1 { format!(" (and of {} more)", wrong.len() - 1) } else { String::new() };
+        format!(
+            "sandboxes of {name}{others} boot cold; `tartarus template inspect {name}` tells why, `tartarus template \
+                 rebuild {name}` makes them anew"
+        )
+    });
+    Some(Check {
+        name: "snapshots".to_owned(),
+        status: if wrong.is_empty() { Status::Ok } else { Status::Warn },
+        found: counts.collect::<Vec<_>>().join(", "),
+        advice,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_needs_somebody_is_named() {
+        use SnapshotState::{Building, Failed, Ready};
+        assert_eq!(check(&[]), None);
+        let fine = check(&[("a", Ready), ("a", Building)]).unwrap();
+        assert_eq!((fine.status, fine.found.as_str(), fine.advice), (Status::Ok, "1 ready, 1 building", None));
+        let wrong = check(&[("a", Ready), ("b", Failed), ("b", Failed), ("c", Failed)]).unwrap();
+        assert_eq!((wrong.status, wrong.found.as_str()), (Status::Warn, "1 ready, 3 failed"));
+        assert!(wrong.advice.unwrap().contains("sandboxes of b (and of 1 more) boot cold"));
+    }
 }

@@ -37,14 +37,16 @@ pub(super) async fn create(
     Json(request): Json<CreateExec>,
 ) -> Result<Response, Failure> {
     let record = app.store.resolve(&reference).await?;
-    check_exec(&request, &record.spec, &app.limits)?;
-    if record.state != Life::Running {
+    check_exec(&request, &record.spec, &app.settings.limits)?;
+    // In one that is paused the command starts when that is resumed.
+    if !matches!(record.state, Life::Running | Life::Paused) {
         let detail = format!("sandbox {} is {}, not running", record.id, record.state.as_str());
         return Err(Refusal::new(ErrorCode::WrongState, detail).into());
     }
+    app.disk.check()?;
     let id = key.as_ref().map_or_else(ExecId::random, |key| derived_id(&caller, &record.id, key));
-    let CreateExec { command, env, workdir, user, stdin, attach } = request;
-    let spec = ExecSpec { id, command, env, workdir, user, stdin, attach };
+    let CreateExec { command, env, workdir, user, stdin, attach, code } = request;
+    let spec = ExecSpec { id, command, env, workdir, user, stdin, attach, code };
     let node = app.node()?;
     node.exec(&record.id, spec.clone()).await?;
     let outcome = match key {

@@ -34,6 +34,7 @@ pub(super) async fn import(
     params.finish()?;
     check_name("name", &name)?;
     check_octets(&headers)?;
+    app.disk.check()?;
     let node = app.node()?;
     let importing = app.files.read().await;
     let made = node.import_image(upload).await?;

@@ -29,11 +29,14 @@ pub(super) async fn import(
 ) -> Result<(StatusCode, axum::Json<Kernel>), Failure> {
     let upload = bytes(body);
     check_octets(&headers)?;
+    app.disk.check()?;
     let node = app.node()?;
     let _importing = app.files.read().await;
     let made = node.import_kernel(upload).await?;
     let record = KernelRecord { digest: made.digest, release: made.release, size: made.size, created_at: app.now() };
     app.store.put_kernel(record.clone()).await?;
+    // Golden snapshots go with a kernel.
+    app.builders.kick();
     Ok((StatusCode::CREATED, axum::Json(view::kernel(record))))
 }
 

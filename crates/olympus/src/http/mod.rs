@@ -17,6 +17,7 @@ mod params;
 mod sandbox_io;
 mod sandboxes;
 mod serve;
+mod space;
 mod templates;
 mod upload;
 
@@ -57,6 +58,8 @@ fn described() -> OpenApiRouter<App> {
         .routes(routes!(sandboxes::wait))
         .routes(routes!(sandbox_io::kill))
         .routes(routes!(sandbox_io::signal))
+        .routes(routes!(sandbox_io::pause))
+        .routes(routes!(sandbox_io::resume))
         .routes(routes!(sandbox_io::stdin))
         .routes(routes!(output::sandbox_output))
         .routes(routes!(logs::logs))
@@ -71,6 +74,9 @@ fn described() -> OpenApiRouter<App> {
         .routes(routes!(kernels::remove))
         .routes(routes!(templates::create, templates::list))
         .routes(routes!(templates::inspect, templates::remove))
+        .routes(routes!(templates::rebuild))
+        .routes(routes!(space::df))
+        .routes(routes!(space::prune))
         .routes(routes!(doctor::doctor))
         .routes(routes!(openapi::openapi))
 }

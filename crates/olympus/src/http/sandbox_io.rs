@@ -83,6 +83,51 @@ pub(super) async fn signal(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Stops the sandbox's machine: nothing in it runs until it is resumed, and limits that count time wait as well. One that
+/// is paused stays so.
+#[utoipa::path(post, path = "/v1/sandboxes/{sandbox}/pause", operation_id = "pause_sandbox", tag = "sandboxes",
+    params(("sandbox" = String, Path, description = "Id, unique prefix or name")),
+    responses((status = 200, description = "It stands still", body = Sandbox)))]
+pub(super) async fn pause(
+    State(app): State<App>,
+    Path(reference): Path<String>,
+) -> Result<axum::Json<Sandbox>, Failure> {
+    let record = app.store.resolve(&reference).await?;
+    check_stands_or_runs(&record)?;
+    app.node()?.pause(&record.id).await?;
+    now(&app, &record).await
+}
+
+/// Lets a paused sandbox go on. One that runs goes on running.
+#[utoipa::path(post, path = "/v1/sandboxes/{sandbox}/resume", operation_id = "resume_sandbox", tag = "sandboxes",
+    params(("sandbox" = String, Path, description = "Id, unique prefix or name")),
+    responses((status = 200, description = "It runs", body = Sandbox)))]
+pub(super) async fn resume(
+    State(app): State<App>,
+    Path(reference): Path<String>,
+) -> Result<axum::Json<Sandbox>, Failure> {
+    let record = app.store.resolve(&reference).await?;
+    check_stands_or_runs(&record)?;
+    app.node()?.resume(&record.id).await?;
+    now(&app, &record).await
+}
+
+fn check_stands_or_runs(record: &Record) -> Result<(), Refusal> {
+    match record.state {
+        Life::Running | Life::Paused => Ok(()),
+        state => Err(Refusal::new(
+            ErrorCode::WrongState,
+            format!("sandbox {} is {}, neither running nor paused", record.id, state.as_str()),
+        )),
+    }
+}
+
+async fn now(app: &App, record: &Record) -> Result<axum::Json<Sandbox>, Failure> {
+    let gone = || Refusal::not_found("sandbox", record.id.as_str());
+    let record = app.store.get(&record.id).await?.ok_or_else(gone)?;
+    Ok(axum::Json(view::sandbox(record, None)))
+}
+
 /// Gives bytes to the command's standard input. A chunk may be repeated: what was taken already is skipped.
 ///
 /// Before the command has started this waits for it, 30 s at most; then it is `wrong_state`, and may be sent again.
@@ -147,7 +192,8 @@ pub(super) fn signal_number(text: &str) -> Result<i32, Refusal> {
 /// Refuses what only a sandbox whose command may run can be asked.
 pub(super) fn check_runs(record: &Record) -> Result<(), Refusal> {
     match record.state {
-        Life::Running => Ok(()),
+        // What is sent to one that is paused waits there.
+        Life::Running | Life::Paused => Ok(()),
         // On its way out it still reads and handles signals.
         Life::Terminating if began(record) => Ok(()),
         state => Err(Refusal::new(

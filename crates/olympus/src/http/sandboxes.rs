@@ -11,16 +11,17 @@ use axum::response::{IntoResponse, Response};
 use cerberus::Caller;
 use hades::store::{Accepted, Idempotency, KillAsked, ListFilter, NewSandbox, Record};
 use sha2::{Digest, Sha256};
+use tartarus_api::node::SnapshotInfo;
 use tartarus_api::v1::{CreateSandbox, Sandbox, SandboxDetail};
-use tartarus_types::{ErrorCode, Refusal, SandboxId, State as Life};
+use tartarus_types::{ErrorCode, Refusal, SandboxId, SandboxSpec, SnapshotUse, State as Life};
 
 use super::App;
 use super::extract::{IdempotencyKey, Json, Path};
 use super::failure::Failure;
 use super::params::Params;
 use crate::accept::{check_fits, sandbox_spec};
-use crate::view;
 use crate::watch::Watched;
+use crate::{view, waiting};
 
 const LIST_DEFAULT: u32 = 100;
 const LIST_MOST: u32 = 1000;
@@ -60,12 +61,30 @@ pub(super) async fn create(
     let kernel = app.store.kernels().await?.into_iter().next().ok_or_else(|| {
         Refusal::new(ErrorCode::NotReady, "there is no guest kernel: add one with `tartarus kernel add`")
     })?;
-    let spec = sandbox_spec(request, template, &kernel, &app.limits)?;
+    let spec = sandbox_spec(request, template, &kernel, &app.settings.limits)?;
     check_fits(&app.store.nodes().await?, &spec)?;
+    if spec.snapshot == SnapshotUse::Require {
+        check_snapshot(&app, &spec).await?;
+    }
+    app.disk.check()?;
     let new = NewSandbox { id: SandboxId::random(), name, labels, spec, idempotency };
     let (Accepted::New(record) | Accepted::Replay(record)) = app.store.accept(new, app.now()).await?;
     app.kick();
     Ok(accepted(*record))
+}
+
+/// Says at once that there is no snapshot, where that is known already; whether it really fits only the node can tell.
+async fn check_snapshot(app: &App, spec: &SandboxSpec) -> Result<(), Refusal> {
+    let Ok(stored) = app.node()?.snapshots().await else { return Ok(()) };
+    let found = stored.into_iter().find(|info| Some(&info.golden) == spec.golden.as_ref());
+    let why = match found {
+        Some(SnapshotInfo { unusable: None, .. }) => return Ok(()),
+        Some(SnapshotInfo { unusable: Some(why), .. }) => format!("it cannot be used any more: {why}"),
+        None => "there is none yet".to_owned(),
+    };
+    let advice = format!("`tartarus template inspect {}` tells more", spec.template);
+    let refusal = Refusal::new(ErrorCode::SnapshotRequired, format!("no snapshot to start from: {why}; {advice}"));
+    Err(Refusal { field: Some("require_snapshot".to_owned()), ..refusal })
 }
 
 fn accepted(record: Record) -> Response {
@@ -124,7 +143,14 @@ pub(super) async fn inspect(
         Ok(node) if !record.state.is_terminal() => node.live(&record.id).await,
         Ok(_) | Err(_) => None,
     };
-    Ok(axum::Json(view::detail(record, position, failures, live)))
+    let waiting = match record.state {
+        Life::Queued => {
+            let failed = failures.last().map(String::as_str);
+            waiting::why(&app.store.nodes().await?, position, &record.spec, failed)
+        }
+        _ => None,
+    };
+    Ok(axum::Json(view::detail(record, position, failures, live, waiting)))
 }
 
 async fn position(app: &App, record: &Record) -> Result<Option<u64>, Failure> {

@@ -6,16 +6,18 @@ use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
 use hades::store::TemplateRecord;
 use tartarus_api::v1::{CreateTemplate, Template};
-use tartarus_types::Refusal;
 use tartarus_types::spec::check_name;
+use tartarus_types::{ErrorCode, Refusal};
 
 use super::App;
 use super::extract::{Json, Path};
 use super::failure::Failure;
 use crate::accept::template_spec;
+use crate::snapshots::Eagerness;
 use crate::view;
 
-/// Makes a template. It keeps the image that the name stands for now. The same request again changes nothing.
+/// Makes a template, and queues the sandboxes that make its golden snapshots. It keeps the image that the name stands for
+/// now. The same request again changes nothing, but makes what could not be made before.
 #[utoipa::path(post, path = "/v1/templates", operation_id = "create_template", tag = "templates", request_body = CreateTemplate,
     responses(
         (status = 201, description = "The template", body = Template),
@@ -26,19 +28,29 @@ pub(super) async fn create(State(app): State<App>, Json(request): Json<CreateTem
     let image = app.store.images().await?.into_iter().find(|image| image.name == request.image);
     let image = image
         .ok_or_else(|| Refusal { field: Some("image".to_owned()), ..Refusal::not_found("image", &request.image) })?;
-    let spec = template_spec(request, image.digest, &app.limits)?;
+    let spec = template_spec(request, image.digest, &app.settings.limits)?;
+    app.disk.check()?;
     let created_at = app.now();
     let record = app.store.put_template(TemplateRecord { name, spec, created_at }).await?;
+    // Should we be killed here, the reconciler does it at the next start.
+    app.build(&record.name, Eagerness::Asked).await?;
     let status = if record.created_at == created_at { StatusCode::CREATED } else { StatusCode::OK };
     let location = format!("/v1/templates/{}", record.name);
-    Ok((status, [(LOCATION, location)], axum::Json(view::template(record))).into_response())
+    Ok((status, [(LOCATION, location)], axum::Json(shown(&app, record).await?)).into_response())
+}
+
+async fn shown(app: &App, record: TemplateRecord) -> Result<Template, Failure> {
+    let known = app.known(std::slice::from_ref(&record)).await?;
+    Ok(view::template(record, &known))
 }
 
 /// All templates by name.
 #[utoipa::path(get, path = "/v1/templates", operation_id = "list_templates", tag = "templates",
     responses((status = 200, description = "The templates", body = [Template])))]
 pub(super) async fn list(State(app): State<App>) -> Result<axum::Json<Vec<Template>>, Failure> {
-    Ok(axum::Json(app.store.templates().await?.into_iter().map(view::template).collect()))
+    let records = app.store.templates().await?;
+    let known = app.known(&records).await?;
+    Ok(axum::Json(records.into_iter().map(|record| view::template(record, &known)).collect()))
 }
 
 /// One template.
@@ -47,14 +59,36 @@ pub(super) async fn list(State(app): State<App>) -> Result<axum::Json<Vec<Templa
     responses((status = 200, description = "The template", body = Template)))]
 pub(super) async fn inspect(State(app): State<App>, Path(name): Path<String>) -> Result<axum::Json<Template>, Failure> {
     let record = app.store.template(&name).await?.ok_or_else(|| Refusal::not_found("template", &name))?;
-    Ok(axum::Json(view::template(record)))
+    Ok(axum::Json(shown(&app, record).await?))
 }
 
-/// Removes a template. Sandboxes made from it go on.
+/// Makes a template's golden snapshots anew. Until then sandboxes start from those that there are.
+#[utoipa::path(post, path = "/v1/templates/{template}/rebuild", operation_id = "rebuild_template", tag = "templates",
+    params(("template" = String, Path, description = "Its name")),
+    responses((status = 202, description = "They are being made: `snapshots` names the sandboxes", body = Template)))]
+pub(super) async fn rebuild(
+    State(app): State<App>,
+    Path(name): Path<String>,
+) -> Result<(StatusCode, axum::Json<Template>), Failure> {
+    let record = app.store.template(&name).await?.ok_or_else(|| Refusal::not_found("template", &name))?;
+    if record.spec.cold {
+        return Err(Refusal::new(ErrorCode::WrongState, format!("template {name} keeps no snapshots")).into());
+    }
+    if app.store.kernels().await?.is_empty() {
+        let detail = "there is no guest kernel: add one with `tartarus kernel add`";
+        return Err(Refusal::new(ErrorCode::NotReady, detail).into());
+    }
+    app.node()?.snapshots().await?;
+    app.disk.check()?;
+    app.build(&name, Eagerness::Anew).await?;
+    Ok((StatusCode::ACCEPTED, axum::Json(shown(&app, record).await?)))
+}
+
+/// Removes a template, and those of its golden snapshots that no other shares. Sandboxes made from it go on.
 #[utoipa::path(delete, path = "/v1/templates/{template}", operation_id = "remove_template", tag = "templates",
     params(("template" = String, Path, description = "Its name")),
     responses((status = 204, description = "It is gone")))]
 pub(super) async fn remove(State(app): State<App>, Path(name): Path<String>) -> Result<StatusCode, Failure> {
-    app.store.remove_template(&name).await?;
+    app.drop_template(&name).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tartarus_api::client::{Client, Listing, Process};
-use tartarus_api::node::{OutputEvent, Report};
-use tartarus_api::v1::{CreateExec, CreateSandbox, CreateTemplate};
+use tartarus_api::node::{ControlPlane, OutputEvent, Report};
+use tartarus_api::v1::{CreateExec, CreateSandbox, CreateTemplate, Prune};
 use tartarus_types::{ErrorCode, State};
 
 use crate::support::Bench;
@@ -18,8 +18,9 @@ async fn a_run_from_end_to_end() {
     let tar = || futures_util::stream::iter([Ok(Bytes::from_static(b"tar"))]).boxed();
     client.import_image("base", tar()).await.unwrap();
     client.add_kernel(tar()).await.unwrap();
-    let template = CreateTemplate { name: "t".into(), image: "base".into(), ..CreateTemplate::default() };
-    client.create_template(&template).await.unwrap();
+    let template = CreateTemplate { name: "t".into(), image: "base".into(), cold: true, ..CreateTemplate::default() };
+    assert!(client.make_template(&template).await.unwrap().1);
+    assert!(!client.make_template(&template).await.unwrap().1, "it was there already");
     assert_eq!(client.templates().await.unwrap().len(), 2);
 
     let labels = [("team".to_owned(), "red".to_owned())].into();
@@ -44,6 +45,13 @@ async fn a_run_from_end_to_end() {
     fed.unwrap();
     assert_eq!(*bench.node.stdin.lock().unwrap(), b"input");
     assert_eq!(output, [Ok(data), Ok(OutputEvent::End)]);
+
+    let machine = (bench.olympus.clone() as std::sync::Arc<dyn ControlPlane>, attempt.clone());
+    *bench.node.machine.lock().unwrap() = Some(machine);
+    assert_eq!(client.pause(made.id.as_str()).await.unwrap().state, State::Paused);
+    assert_eq!(client.resume(made.id.as_str()).await.unwrap().state, State::Running);
+    assert_eq!(client.disk_usage().await.unwrap().snapshots, []);
+    assert!(client.prune(&Prune { dry_run: true, ..Prune::default() }).await.unwrap().dry_run);
 
     let command = CreateExec { command: vec!["ls".into()], ..CreateExec::default() };
     let exec = client.exec(made.id.as_str(), &command, None).await.unwrap();

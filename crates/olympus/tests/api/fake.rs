@@ -1,8 +1,8 @@
 //! A node that runs nothing: it remembers what it was asked and answers what the test put in.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,7 +10,8 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tartarus_api::doctor::DoctorReport;
 use tartarus_api::node::{
-    ByteStream, ExecSpec, ImageMade, KernelMade, Live, Node, OutputEvent, OutputRequest, OutputStream, Target,
+    Assignment, ByteStream, ControlPlane, ExecSpec, ImageMade, KernelMade, Live, Node, NodeUsage, OutputEvent,
+    OutputRequest, OutputStream, Report, SnapshotInfo, Target,
 };
 use tartarus_types::{ErrorCode, ExecId, Outcome, Refusal, SandboxId};
 
@@ -26,6 +27,13 @@ pub(crate) struct FakeNode {
     pub(crate) live: Mutex<Option<Live>>,
     /// An output that is followed never ends.
     pub(crate) endless: Mutex<bool>,
+    /// The attempt that `pause` and `resume` report about, and to whom.
+    pub(crate) machine: Mutex<Option<(Arc<dyn ControlPlane>, Assignment)>>,
+    pub(crate) snapshots: Mutex<Vec<SnapshotInfo>>,
+    /// Snapshots are not told: the node does not answer.
+    pub(crate) deaf: Mutex<bool>,
+    pub(crate) removed_snapshots: Mutex<Vec<String>>,
+    pub(crate) usage: Mutex<NodeUsage>,
 }
 
 #[async_trait]
@@ -81,6 +89,31 @@ impl Node for FakeNode {
         self.live.lock().unwrap().clone()
     }
 
+    async fn pause(&self, _: &SandboxId) -> Result<(), Refusal> {
+        self.tell(Report::Paused).await
+    }
+
+    async fn resume(&self, _: &SandboxId) -> Result<(), Refusal> {
+        self.tell(Report::Resumed).await
+    }
+
+    async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, Refusal> {
+        if *self.deaf.lock().unwrap() {
+            return Err(Refusal::new(ErrorCode::NodeUnreachable, "it is deaf"));
+        }
+        Ok(self.snapshots.lock().unwrap().clone())
+    }
+
+    async fn remove_snapshot(&self, golden: &str) -> Result<(), Refusal> {
+        self.snapshots.lock().unwrap().retain(|info| info.golden != golden);
+        self.removed_snapshots.lock().unwrap().push(golden.to_owned());
+        Ok(())
+    }
+
+    async fn usage(&self) -> Result<NodeUsage, Refusal> {
+        Ok(self.usage.lock().unwrap().clone())
+    }
+
     async fn forget(&self, sandbox: &SandboxId) -> Result<(), Refusal> {
         self.forgotten.lock().unwrap().push(sandbox.clone());
         Ok(())
@@ -113,6 +146,11 @@ impl Node for FakeNode {
 }
 
 impl FakeNode {
+    async fn tell(&self, report: Report) -> Result<(), Refusal> {
+        let (control, attempt) = self.machine.lock().unwrap().clone().expect("the test said which machine it is");
+        control.report(&attempt.sandbox, &attempt.token, report).await.map(drop)
+    }
+
     /// The "digest" of an upload tells its content, so that a test can tell two apart.
     async fn take(&self, tar: ByteStream) -> Result<(String, u64), Refusal> {
         let bytes: Vec<u8> = tar

@@ -244,6 +244,7 @@ async fn inspect_shows_what_only_the_node_knows() {
         moments: vec![Moment { phase: "leased".into(), at: now() }],
         driver: Some("qemu-tcg".into()),
         guest_kernel: Some(kernel.into()),
+        start: None,
     };
     *bench.node.live.lock().unwrap() = Some(Live { hypervisor_pid: Some(77), progress: progress("live") });
     let path = format!("/v1/sandboxes/{}", attempt.sandbox);

@@ -10,4 +10,7 @@ mod errors;
 mod fake;
 mod life;
 mod openapi;
+mod pause;
+mod snapshots;
+mod space;
 mod support;

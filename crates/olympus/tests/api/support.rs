@@ -6,11 +6,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use cerberus::ApiKey;
 use hades::Sqlite;
 use hades::store::{Catalogue, QueueRules};
-use olympus::Olympus;
+use olympus::{Olympus, Settings};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use tartarus_api::node::{Assignment, ControlPlane, Node, NodeInfo, Progress, Report, Verdict};
-use tartarus_types::{Limits, NodeId, Outcome, Reason, SandboxId, Timestamp};
+use tartarus_types::{NodeId, Outcome, Reason, SandboxId, TemplateSpec, Timestamp, Warm};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -36,10 +36,19 @@ pub(crate) fn now() -> Timestamp {
     Timestamp(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as i64)
 }
 
+/// The usual ones, on a disk of which nothing must be free.
+pub(crate) fn settings() -> Settings {
+    Settings { min_free: 0, ..Settings::default() }
+}
+
 impl Bench {
-    /// With a kernel, image `debian`, template `python`, and a node of 2048 MiB and 4 processors.
+    /// With a kernel, image `debian`, template `python` that boots cold, and a node of 2048 MiB and 4 processors.
     pub(crate) async fn start() -> Self {
-        let bench = Self::bare().await;
+        Self::start_with(settings()).await
+    }
+
+    pub(crate) async fn start_with(settings: Settings) -> Self {
+        let bench = Self::bare_with(settings).await;
         let size = 1;
         let created_at = now();
         let image = hades::store::ImageRecord { name: "debian".into(), digest: IMAGE.into(), size, created_at };
@@ -51,19 +60,35 @@ impl Bench {
         let info =
             NodeInfo { id: bench.node_id.clone(), memory_mib: 2048, overhead_mib: 96, start_slots: 2, max_cpus: 4 };
         bench.olympus.register(info, &[]).await.unwrap();
-        let template = json!({"name": "python", "image": "debian", "env": {"A": "template"}});
-        bench.expect(Method::POST, "/v1/templates", Some(template), 201).await;
+        let spec = TemplateSpec {
+            image: IMAGE.into(),
+            cpus: 1,
+            memory_mib: 512,
+            disk_mib: 1024,
+            env: [("A".to_owned(), "template".to_owned())].into(),
+            workdir: None,
+            user: None,
+            warm: Warm::default(),
+            shapes: Vec::new(),
+            cold: true,
+        };
+        let template = hades::store::TemplateRecord { name: "python".into(), spec, created_at };
+        bench.store.put_template(template).await.unwrap();
         bench
     }
 
     /// With a key and nothing else.
     pub(crate) async fn bare() -> Self {
+        Self::bare_with(settings()).await
+    }
+
+    async fn bare_with(settings: Settings) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let rules = QueueRules { visibility_ms: 30_000, max_attempts: 3, retry_delay_ms: 50 };
-        let store = Arc::new(Sqlite::open(&dir.path().join("store.db"), rules).unwrap());
+        let store = Arc::new(Sqlite::open(&dir.path().join(olympus::DATABASE), rules).unwrap());
         let key = ApiKey::generate();
         store.put_key("admin", key.hash(), now()).await.unwrap();
-        let olympus = Arc::new(Olympus::new(store.clone(), Limits::default(), now));
+        let olympus = Arc::new(Olympus::new(store.clone(), Some(dir.path()), settings, now));
         let shutdown = CancellationToken::new();
         tokio::spawn(olympus.clone().run(shutdown.clone()));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

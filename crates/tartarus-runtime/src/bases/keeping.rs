@@ -24,6 +24,7 @@ enum Job {
     Get(Key, oneshot::Sender<Option<OwnedFd>>),
     Put(Key, Arc<OwnedFd>, oneshot::Sender<()>),
     Drop(Vec<Key>, oneshot::Sender<()>),
+    Quit(oneshot::Sender<()>),
 }
 
 /// Speaks to the keeper. The task behind it ends with the last of its clones.
@@ -63,6 +64,14 @@ impl Keeping {
             let _ = wait.await;
         }
     }
+
+    /// Ends the keeper, and with it this line.
+    pub(super) async fn quit(&self) {
+        let (answer, wait) = oneshot::channel();
+        if self.jobs.send(Job::Quit(answer)).await.is_ok() {
+            let _ = wait.await;
+        }
+    }
 }
 
 struct Task {
@@ -89,6 +98,13 @@ impl Task {
                 None => queue.recv().await,
             };
             let Some(job) = job else { return };
+            if let Job::Quit(done) = job {
+                if let Some(Err(e)) = async { Some(self.connection.take()?.quit().await) }.await {
+                    tracing::warn!(error = %e, "the keeper does not end; it will by itself");
+                }
+                let _ = done.send(());
+                return;
+            }
             if self.connection.is_none() {
                 self.renew().await;
             }

@@ -18,6 +18,18 @@ pub(in crate::commands) enum Style {
     Live,
     /// A stored log: a line within the log.
     Log,
+    /// A stored log that explains a failure: all of it on standard error.
+    Told,
+}
+
+impl Style {
+    /// Where a stream goes here.
+    fn stream(self, stream: usize) -> usize {
+        match self {
+            Self::Live | Self::Log => stream,
+            Self::Told => 1,
+        }
+    }
 }
 
 /// Writes what the process puts out until there is no more. Every piece is flushed, so that nothing waits for a full
@@ -42,11 +54,11 @@ pub(in crate::commands) async fn pump(
                 if let (Some(at_start), Some(last)) = (at_line_start.get_mut(stream), bytes.last()) {
                     *at_start = *last == b'\n';
                 }
-                write(stream, bytes).await?;
+                write(style.stream(stream), bytes).await?;
             }
-            OutputEvent::Gap { stream, length, .. } if style == Style::Log => {
+            OutputEvent::Gap { stream, length, .. } if style != Style::Live => {
                 let at_start = at_line_start.get_mut(stream).is_none_or(|at_start| std::mem::replace(at_start, true));
-                write(stream, marker(at_start, length).into()).await?;
+                write(style.stream(stream), marker(at_start, length).into()).await?;
             }
             OutputEvent::Gap { stream, length, .. } => {
                 let name = if stream == 0 { "stdout" } else { "stderr" };
