@@ -5,6 +5,8 @@
 mod server;
 mod steps;
 
+pub(crate) use server::parse_ready;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 

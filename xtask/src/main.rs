@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
 
+mod bench;
 mod demo;
 mod fixtures;
 mod guests;
@@ -56,11 +57,14 @@ enum Task {
     },
     /// Writes openapi/v1.json from the types
     Openapi,
+    /// Measures, beside other programs of the machine
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
     match run(Cli::parse().task) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("{} {error:#}", sh::bold("error:"));
             ExitCode::FAILURE
@@ -68,7 +72,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(task: Task) -> anyhow::Result<()> {
+fn run(task: Task) -> anyhow::Result<ExitCode> {
     sh::enter_root().context("cannot enter the workspace")?;
     match task {
         Task::Build => product::build(),
@@ -77,5 +81,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Tidy => tidy::run(),
         Task::Packages { install } => packages::run(install),
         Task::Openapi => product::write_openapi(),
-    }
+        Task::Bench(bench) => return bench::run(bench),
+    }?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -1,0 +1,159 @@
+//! Tartarus itself: by command line, and through the API with a kept connection.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
+
+use super::api::{Api, Detail, StartedFrom};
+use super::process;
+use super::row::{Kind, PROGRAM, Ran, Row, Run, Work};
+use super::server::{PROCESS, Server, TEMPLATE};
+
+/// Longer than anything here waits in the queue: many at once boot cold one after another.
+const START: &str = "10m";
+const START_MS: u64 = 600_000;
+
+/// The rows, by the name that `--only` calls them.
+pub(super) const RUNNER: &str = "restore-runner";
+pub(super) const RUNNER_API: &str = "restore-runner-api";
+pub(super) const PLAIN: &str = "restore-process";
+pub(super) const PLAIN_API: &str = "restore-process-api";
+pub(super) const COLD: &str = "cold-boot";
+
+/// How a row's machine must have come up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Start {
+    Snapshot,
+    Boot,
+}
+
+/// All of them; those that this binary cannot do say so.
+pub(super) fn rows(server: &Arc<Server>) -> Vec<Row> {
+    let code = |row: Row, work: Box<dyn Work>| needs(server, row, work, "--code");
+    let cli = |start, flags: &[&str]| -> Box<dyn Work> {
+        Box::new(Cli { server: server.clone(), flags: flags.iter().map(|flag| (*flag).to_owned()).collect(), start })
+    };
+    let api =
+        |wanted| -> Box<dyn Work> { Box::new(ByApi { server: server.clone(), wanted, idle: Mutex::new(Vec::new()) }) };
+    let command = json!(["python3", "-c", PROGRAM]);
+    let plain = if server.can("--code") { Start::Snapshot } else { Start::Boot };
+    vec![
+        code(Row::new(RUNNER, Kind::Ours, "tartarus run py --code …"), cli(Start::Snapshot, &["--code", PROGRAM])),
+        code(
+            Row::new(RUNNER_API, Kind::Ours, "POST /v1/sandboxes {code}, GET …/output"),
+            api(json!({"template": TEMPLATE, "code": PROGRAM, "attach": true, "start_timeout_ms": START_MS})),
+        ),
+        Row::new(PLAIN, Kind::Ours, "tartarus run py -- python3 -c …").work(Ok(cli(plain, &PROCESS))),
+        Row::new(PLAIN_API, Kind::Ours, "POST /v1/sandboxes {command}, GET …/output").work(Ok(api(
+            json!({"template": TEMPLATE, "command": command, "attach": true, "start_timeout_ms": START_MS}),
+        ))),
+        needs(
+            server,
+            Row::new(COLD, Kind::Ours, "tartarus run py --no-snapshot --code …"),
+            cli(Start::Boot, &["--no-snapshot", "--code", PROGRAM]),
+            "--no-snapshot",
+        ),
+    ]
+}
+
+/// What leaks and idle clones are looked at with: the runner, or a process where this binary has no runners.
+pub(super) fn restore(server: &Arc<Server>) -> Row {
+    let wanted = if server.can("--code") { RUNNER } else { PLAIN };
+    let row = rows(server).into_iter().find(|row| row.name == wanted);
+    row.unwrap_or_else(|| Row::new(wanted, Kind::Ours, ""))
+}
+
+fn needs(server: &Server, row: Row, work: Box<dyn Work>, option: &str) -> Row {
+    if server.can(option) {
+        return row.work(Ok(work));
+    }
+    row.work(Err(anyhow::anyhow!("this binary has no `run {option}`")))
+}
+
+/// Looks whether a sandbox came up as it should have.
+fn check(api: &mut Api, name: &str, start: Start) -> Result<Detail> {
+    let detail = api.ended(name, std::time::Duration::from_secs(30))?;
+    if detail.exit_status != Some(0) {
+        bail!("it is {} with exit status {:?}", detail.state, detail.exit_status);
+    }
+    match (&detail.started_from, start) {
+        (Some(StartedFrom::ColdBoot { why }), Start::Snapshot) => bail!("it booted cold: {why}"),
+        (Some(StartedFrom::Snapshot { golden }), Start::Boot) => bail!("it was restored from {golden}"),
+        _ => Ok(detail),
+    }
+}
+
+/// `tartarus run`.
+struct Cli {
+    server: Arc<Server>,
+    /// After `run TEMPLATE`.
+    flags: Vec<String>,
+    start: Start,
+}
+
+impl Work for Cli {
+    fn run(&self, run: Run<'_>) -> Result<Ran> {
+        let args = ["run", TEMPLATE, "--name", run.name, "--start-timeout", START];
+        let mut command = self.server.command(&args);
+        command.args(&self.flags);
+        Ok(Ran { output: process::run(&mut command, run.patience)?.text()?, ms: None })
+    }
+
+    fn check(&self, name: &str) -> Result<Option<Detail>> {
+        check(&mut self.server.api(), name, self.start).map(Some)
+    }
+}
+
+/// Two requests over a connection that is kept from run to run.
+struct ByApi {
+    server: Arc<Server>,
+    wanted: Value,
+    idle: Mutex<Vec<Api>>,
+}
+
+impl ByApi {
+    /// A connection that was used before, where there is one.
+    fn take(&self) -> Api {
+        let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        kept.unwrap_or_else(|| self.server.api())
+    }
+
+    fn give_back(&self, api: Api) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(api);
+    }
+}
+
+impl Work for ByApi {
+    /// A server closes connections that were idle for long; a program that speaks to it all day has open ones.
+    fn prepare(&self, at_once: usize) -> Result<()> {
+        let mut ready = Vec::with_capacity(at_once);
+        for _ in 0..at_once {
+            let mut api = self.take();
+            if api.ping().is_err() {
+                api = self.server.api();
+                api.ping()?;
+            }
+            ready.push(api);
+        }
+        ready.into_iter().for_each(|api| self.give_back(api));
+        Ok(())
+    }
+
+    fn run(&self, run: Run<'_>) -> Result<Ran> {
+        let mut wanted = self.wanted.clone();
+        wanted.as_object_mut().context("a request is an object")?.insert("name".to_owned(), json!(run.name));
+        let mut api = self.take();
+        let output = api.run(&wanted, run.name, run.patience)?;
+        self.give_back(api);
+        Ok(Ran { output, ms: None })
+    }
+
+    fn check(&self, name: &str) -> Result<Option<Detail>> {
+        let start = if self.server.can("--code") { Start::Snapshot } else { Start::Boot };
+        let mut api = self.take();
+        let checked = check(&mut api, name, start);
+        self.give_back(api);
+        checked.map(Some)
+    }
+}

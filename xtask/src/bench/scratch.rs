@@ -1,0 +1,119 @@
+//! The folder that everything of a run is in, and what is removed with it: processes, mounts, control groups.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use rustix::mount::{UnmountFlags, unmount};
+
+use super::process;
+
+/// Everything that a run makes. Dropping it removes all of it.
+pub(super) struct Scratch {
+    dir: PathBuf,
+    name: String,
+}
+
+impl Scratch {
+    /// Makes the folder below `parent`.
+    pub(super) fn new(parent: &Path) -> Result<Self> {
+        let name = format!("tartarus-bench-{}", std::process::id());
+        let dir = std::path::absolute(parent)?.join(&name);
+        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        Ok(Self { dir, name })
+    }
+
+    /// The folder.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A folder in it.
+    pub(super) fn folder(&self, name: &str) -> Result<PathBuf> {
+        let dir = self.dir.join(name);
+        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        Ok(dir)
+    }
+
+    /// The control group that containers are put below.
+    pub(super) fn cgroup(&self) -> String {
+        format!("/{}", self.name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        process::end_all();
+        let mounts = mounts();
+        for mount in mounts.iter().rev().filter(|mount| mount.at.starts_with(&self.dir)) {
+            // Nobody who could use it is left; what cannot be unmounted shows when the folder cannot be removed.
+            let _ = unmount(&mount.at, UnmountFlags::DETACH);
+        }
+        for mount in mounts.iter().filter(|mount| mount.kind.starts_with("cgroup")) {
+            remove_group(&mount.at.join(&self.name));
+        }
+        if let Err(error) = fs::remove_dir_all(&self.dir) {
+            eprintln!("cannot remove {}: {error}", self.dir.display());
+        }
+    }
+}
+
+/// A control group is removed with `rmdir`, after those below it.
+fn remove_group(dir: &Path) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        remove_group(&entry.path());
+    }
+    let _ = fs::remove_dir(dir);
+}
+
+/// A mount of this process's namespace.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Mount {
+    pub(super) at: PathBuf,
+    pub(super) kind: String,
+}
+
+/// All mounts.
+pub(super) fn mounts() -> Vec<Mount> {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    text.lines().filter_map(parse_mount).collect()
+}
+
+/// `ID PARENT DEVICE ROOT POINT OPTIONS … - KIND SOURCE …`
+fn parse_mount(line: &str) -> Option<Mount> {
+    let (left, right) = line.split_once(" - ")?;
+    let at = PathBuf::from(unescape(left.split(' ').nth(4)?));
+    Some(Mount { at, kind: right.split(' ').next()?.to_owned() })
+}
+
+/// Blanks and the like are written as three octal digits.
+fn unescape(text: &str) -> String {
+    let text = text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n");
+    text.replace("\\134", "\\")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_read_with_and_without_tags() {
+        let line = "29 1 254:0 / /a\\040b/c rw,relatime shared:1 - overlay overlay rw,lowerdir=/x";
+        assert_eq!(parse_mount(line), Some(Mount { at: "/a b/c".into(), kind: "overlay".to_owned() }));
+        let line = "30 29 0:5 / /sys/fs/cgroup/cpu rw - cgroup none rw";
+        assert_eq!(parse_mount(line), Some(Mount { at: "/sys/fs/cgroup/cpu".into(), kind: "cgroup".to_owned() }));
+        assert_eq!(parse_mount("nonsense"), None);
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_scratch_folder() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("x");
+        fs::create_dir_all(dir.join("data/deep")).unwrap();
+        // Not `Scratch::new`: dropping one ends every process of this test program's.
+        fs::write(dir.join("data/file"), "x").unwrap();
+        remove_group(&dir.join("data/deep"));
+        assert!(!dir.join("data/deep").exists() && dir.join("data/file").exists());
+    }
+}
