@@ -93,7 +93,7 @@ pub(crate) async fn open(
     let tag = frame::tag(&nonce);
     let Identity { hostname, machine_id, restored } = identity;
     let hello = Hello { version: VERSION, time_ns: time_ns(), entropy, hostname, machine_id: Some(machine_id) };
-    let mut opening = if restored { frame::short_preamble(&nonce) } else { frame::preamble(&nonce) };
+    let mut opening = if restored { frame::short_preamble(&nonce).to_vec() } else { frame::preamble(&nonce) };
     frame::encode_message(tag, Kind::Hello, 0, &message::encode(&hello), &mut opening);
 
     let (mut read, mut write) = tokio::io::split(channel);

@@ -83,7 +83,7 @@ impl HostStore {
         });
         let (state, format) = made.await.map_err(|e| e.to_string())?;
         let layer = Layer { path: dir.join(LAYER), format: disk_format(format) };
-        let memory = Arc::clone(&base);
+        let memory = Arc::clone(&**base);
         let hold = Hold::on((base, lease));
         Ok((layer, Start::Snapshot { golden, from: Restore { memory, state }, hold }))
     }

@@ -237,7 +237,7 @@ impl Bases {
         if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
             return Err(failed("its name is empty, too long, or has control characters"));
         }
-        if size == 0 || size % crate::pages::PAGE as u64 != 0 {
+        if size == 0 || !size.is_multiple_of(crate::pages::PAGE as u64) {
             return Err(failed("its size is not a number of pages"));
         }
         let key = Key { name: name.to_owned(), digest };

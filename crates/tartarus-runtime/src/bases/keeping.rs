@@ -196,6 +196,8 @@ async fn carry_out(connection: &Connection, job: Job) -> io::Result<()> {
             }
             let _ = answer.send(());
         }
+        // Ends the line itself: see `Task::run`.
+        Job::Quit(_) => {}
     }
     Ok(())
 }

@@ -8,6 +8,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -225,7 +227,28 @@ fn dead(dir: &Path) -> io::Result<bool> {
 /// than the 107 bytes that an address holds.
 pub(crate) async fn connect_in(dir: &Path, name: &str) -> io::Result<UnixStream> {
     let folder = File::open(dir)?;
-    UnixStream::connect(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd())).await
+    let path = format!("/proc/self/fd/{}/{name}", folder.as_raw_fd());
+    match UnixStream::connect(&path).await {
+        // QEMU lets one client wait; the next must wait for a place to wait, which only a blocking call can.
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+            let stream = tokio::task::spawn_blocking(move || wait_for_place(&path, folder)).await??;
+            UnixStream::from_std(stream)
+        }
+        done => done,
+    }
+}
+
+/// Blocks until it is connected, at most for `PATIENCE`. The folder is open until then.
+fn wait_for_place(path: &str, _folder: File) -> io::Result<std::os::unix::net::UnixStream> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?).map_err(|e| match io::Error::from(e) {
+        e if e.kind() == io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
+        e => e,
+    })?;
+    let stream = std::os::unix::net::UnixStream::from(socket);
+    stream.set_nonblocking(true)?;
+    Ok(stream)
 }
 
 /// QEMU refuses a descriptor that could be read from as well. The file is emptied.
