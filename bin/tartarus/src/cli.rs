@@ -14,7 +14,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-pub(crate) use parse::{EnvEntry, env_map, millis};
+pub(crate) use parse::{env_map, millis};
 pub(crate) use sandbox::{
     CodeArgs, CreateArgs, ExecArgs, IdsArgs, InspectArgs, KillArgs, LogsArgs, PsArgs, RunArgs, SnapshotArgs,
     StreamName, WaitArgs,

@@ -123,6 +123,7 @@ async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
     let mut http = tokio::spawn(olympus::http::serve(listener, router, http_stop.clone()));
     if let Some(kernel) = kernel {
         // The first sandbox need not wait for the probe.
+        let host = host.clone();
         tokio::spawn(async move { host.prepare(&kernel).await });
     }
 
