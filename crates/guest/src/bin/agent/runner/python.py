@@ -17,6 +17,74 @@ def _tartarus(names):
     preload, sys.argv = sys.argv[1:], ["-c"]
     new = sys.version_info
 
+    def import_first(name):
+        """Imports a module without leaving it for the job, which may never ask for it."""
+        there = name in modules
+        module = __import__(name)
+        if not there:
+            del modules[name]
+        return module
+
+    def finish():
+        """The last of all exit handlers. An interpreter that ends takes every module to pieces, which takes longer than a
+        short job. Here only what the job made goes, as it would there; in any odd case the rest is left to the
+        interpreter."""
+        try:
+            if modules["_thread"]._count() or streams != (sys.stdout, sys.stderr):
+                return
+            flush()
+        except BaseException:
+            return  # fails again where it is reported
+        # Newest first, and no further than needed: to touch a module is to copy the page that it is on.
+        made = []
+        odd = status is None or unknown
+        for name in reversed(modules):
+            module = modules[name]
+            if known.get(name) is module:
+                break
+            made.append(name)
+            # What an extension still has to write is known to itself alone.
+            file = getattr(module, "__file__", None)
+            odd = odd or (file is not None and not file.endswith(".py"))
+        if odd:
+            for name in known:
+                if name not in ("sys", "builtins"):
+                    modules.pop(name, None)
+            return
+        for name in made:
+            del modules[name]
+        del module
+        gc.collect()
+        try:
+            flush()
+        except BaseException:
+            os._exit(120)
+        os._exit(status)
+
+    def flush():
+        for stream in streams:
+            if stream is not None and not stream.closed:
+                stream.flush()
+        if fflush:
+            fflush(None)
+
+    def exit_status(kind, error):
+        """What the process will end with, where that is certain."""
+        if kind is None:
+            return 0
+        if issubclass(kind, SystemExit):
+            code = error.code
+            if code is None:
+                return 0
+            if type(code) is int and abs(code) < 1 << 31:
+                return code & 255
+            return 1 if type(code) is str else None
+        return None if issubclass(kind, KeyboardInterrupt) or sys.excepthook is not excepthook else 1
+
+    modules = sys.modules
+    if new >= (3, 10):  # older ones forget handlers with the module
+        import_first("atexit").register(finish)
+
     # The folder that it happens to be started in is no place to import from.
     local = sys.path[:1] == [""]
     if local:
@@ -26,14 +94,15 @@ def _tartarus(names):
     if local:
         sys.path.insert(0, "")
 
-    modules = sys.modules
-    known = set(modules)
-    import _socket
-    import gc
+    known = dict(modules)
+    del known["__main__"]
+    _socket, gc = import_first("_socket"), import_first("gc")
 
-    for name in ("_socket", "gc"):
-        if name not in known:
-            del modules[name]
+    streams, excepthook, status = (sys.stdout, sys.stderr), sys.excepthook, None
+    # Extensions may write by the C library, whose buffers are not Python's.
+    fflush = modules["ctypes"].CDLL(None).fflush if "ctypes" in modules else None
+    folders = [getattr(modules[name], "__file__", None) or "" for name in known]
+    unknown = not fflush and any(".so" in file and "/lib-dynload/" not in file for file in folders)
 
     def spare():
         """Forks when asked; returns in the child only, as an orphan, with its end of a new socket."""
@@ -103,6 +172,7 @@ def _tartarus(names):
 
     def job():
         """Returns in the child only, with the source and the namespace for it."""
+        nonlocal unknown
         agent = spare()
         for name in list(names):
             if name not in kept:
@@ -110,6 +180,7 @@ def _tartarus(names):
         # A module younger than the freeze: else the interpreter's end would not collect what it holds.
         main = type(sys)("__main__")
         main.__dict__.update(names)
+        del modules["__main__"]
         modules["__main__"], main = main, main.__dict__
         size = _socket.CMSG_SPACE(16)
         packet, rights, _, _ = agent.recvmsg(16384, size)
@@ -140,6 +211,8 @@ def _tartarus(names):
             os._exit(126)
         arguments = int(arguments)
         source = fields.pop().decode() + "\n"
+        if not fflush and "ctypes" in source:
+            unknown = True
         if fields[arguments] == b"env":
             environ(fields[arguments + 1 :])
         sys.argv[1:] = [argument.decode() for argument in fields[:arguments]]
@@ -166,6 +239,9 @@ def _tartarus(names):
     class Frameless:
         """Takes the frame of this text out of the traceback of the job's last exception."""
 
+        # Never collected, so that the modules live until the process ends.
+        held = known
+
         def __init__(self):
             self.job = job
 
@@ -173,6 +249,8 @@ def _tartarus(names):
             return None
 
         def __exit__(self, kind, error, trace):
+            nonlocal status
+            status = exit_status(kind, error)
             if kind is None or issubclass(kind, SystemExit):
                 return
             error.__traceback__ = trace.tb_next

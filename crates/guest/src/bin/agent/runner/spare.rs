@@ -106,6 +106,11 @@ impl Spare {
         if count < RANDOM {
             return Err(Errno::AGAIN);
         }
+        self.seeded(job, &random)
+    }
+
+    /// The same with these random bytes.
+    pub(super) fn seeded(self, job: &Job, random: &[u8; RANDOM]) -> Result<u32, Errno> {
         let inline = RANDOM + job.body.len() <= PACKET;
         let file = if inline { None } else { Some(filled(&job.body)?) };
         let body = if inline { job.body.as_slice() } else { &[] };
@@ -113,7 +118,7 @@ impl Spare {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
         let mut rights = SendAncillaryBuffer::new(&mut space);
         rights.push(SendAncillaryMessage::ScmRights(&files));
-        let parts = [IoSlice::new(&random), IoSlice::new(body)];
+        let parts = [IoSlice::new(random), IoSlice::new(body)];
         sendmsg(&self.socket, &parts, &mut rights, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
         Ok(self.pid)
     }

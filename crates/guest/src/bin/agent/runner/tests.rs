@@ -2,12 +2,16 @@
 
 mod programs;
 
+use std::io::Read;
 use std::process::{Command, Stdio};
 
 use tartarus_guest::{End, Frame, HelloAck, Kind, ProcessState, RunnerState, Start, StartRunner, message};
 
+use super::spare::Plan;
+use super::zygote::{Heard, Zygote};
+use super::{Job, root};
 use crate::agent::tests::{Host, agent};
-use crate::spawn::PATH;
+use crate::spawn::{Held, PATH};
 
 /// Where `python3` is looked for; `TARTARUS_TEST_PYTHON` puts a folder before the others.
 fn path() -> String {
@@ -178,6 +182,44 @@ fn each_job_has_randomness_of_its_own() {
     for (one, other) in first.lines().zip(second.lines()) {
         assert_ne!(one, other);
     }
+}
+
+/// What a fork does by itself is of no use to a child that was forked before a snapshot, so the bytes of the job alone
+/// must decide: two clones are the same child with other bytes.
+#[test]
+fn the_bytes_of_the_job_decide_its_randomness() {
+    if !rustix::process::geteuid().is_root() || !has("random") {
+        println!("skipped: it takes root and a python3");
+        return;
+    }
+    let modules: Vec<&str> = ["random", "numpy.random"].into_iter().filter(|module| has(module)).collect();
+    let held = Held::open().unwrap();
+    let mut zygote = Zygote::launch(&request(&modules), &root(), &held, &|_, _| Ok(())).unwrap();
+    let code = "import sys\n\
+        print(sys.modules['random'].random(), sys.modules['numpy'].random.rand() if 'numpy' in sys.modules else 0)";
+    let mut run = |seed: u8| {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let files = [held.null.try_clone().unwrap(), writer.try_clone().unwrap().into(), writer.into()];
+        let plan = Plan { piped: false, ids: None, cwd: "/", arguments: &[], env: None, code };
+        zygote.ask();
+        let spare = loop {
+            match zygote.hear() {
+                Heard::Spare(spare) => break spare,
+                Heard::Nothing => std::thread::yield_now(),
+                Heard::End => panic!("{}", zygote.last_words()),
+            }
+        };
+        spare.seeded(&Job::new(&plan, files).unwrap(), &[seed; 128]).unwrap();
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        text
+    };
+    let (first, again, other) = (run(1), run(1), run(2));
+    assert_eq!(first, again);
+    for (one, two) in first.split(' ').zip(other.split(' ')) {
+        assert!(one != two || one == "0\n", "{first} {other}");
+    }
+    assert_eq!(first.split(' ').count(), 2, "{first}");
 }
 
 #[test]

@@ -267,4 +267,124 @@ print(pickle.loads(pickle.dumps(C())).__class__)"#,
         &[],
         None,
     ),
+    // How it ends: what must still be written, and by whom.
+    (r#"import ctypes; ctypes.CDLL(None).printf(b"c stdio\n"); print("py")"#, &[], None),
+    (
+        r#"import threading,time
+class A:
+ def __del__(s): print("del")
+a=A()
+threading.Thread(target=time.sleep,args=(9,),daemon=True).start()"#,
+        &[],
+        None,
+    ),
+    (
+        r#"import sys
+class A:
+ def __del__(s): print("del", s.n)
+ def __init__(s,n): s.n=n; s.me=s
+sys.foo=A(1); import json; json.foo=A(2); a=A(3)"#,
+        &[],
+        None,
+    ),
+    (
+        r#"import os
+if os.fork()==0:
+  print("child"); sys=__import__("sys"); sys.exit(3)
+print(os.wait()[1])"#,
+        &[],
+        None,
+    ),
+    (
+        r#"import sys,json
+del sys.modules["json"]
+import json, sqlite3
+print(1)"#,
+        &[],
+        None,
+    ),
+    (
+        r#"class A:
+ def __del__(s): raise ValueError("in del")
+a=A()"#,
+        &[],
+        None,
+    ),
+    (r#"import sys; sys.exit(True)"#, &[], None),
+    (r#"import sys; sys.exit(10**30)"#, &[], None),
+    (r#"import sys; sys.exit(2**40+7)"#, &[], None),
+    (
+        r#"class E(SystemExit): pass
+raise E(4)"#,
+        &[],
+        None,
+    ),
+    (
+        r#"class K(KeyboardInterrupt): pass
+raise K"#,
+        &[],
+        None,
+    ),
+    (
+        r#"import sys
+def h(*a): sys.exit(9)
+sys.excepthook=h
+1/0"#,
+        &[],
+        None,
+    ),
+    (
+        r#"import atexit
+@atexit.register
+def f(): raise ValueError("ex")
+"#,
+        &[],
+        None,
+    ),
+    (
+        r#"import atexit
+@atexit.register
+def f(): print("in", list(__import__("sys").modules)[:2])"#,
+        &[],
+        None,
+    ),
+    (r#"import sys; sys.stdout.write("x"); sys.stdout.detach()"#, &[], None),
+    (
+        r#"import weakref
+class A: pass
+a=A(); weakref.finalize(a, print, "fin")"#,
+        &[],
+        None,
+    ),
+    (
+        r#"def g():
+ try: yield 1
+ finally: print("gen closed")
+x=g(); next(x)"#,
+        &[],
+        None,
+    ),
+    (r#"import sys; sys.stderr=None; print("ok")"#, &[], None),
+    (r#"import sys; sys.stdout=None; print("ok")"#, &[], None),
+    (r#"import os; os.dup2(os.open("/dev/full",1),1); print("full")"#, &[], None),
+    (
+        r#"import asyncio
+async def f(): pass
+c=f()"#,
+        &[],
+        None,
+    ),
+    (
+        r#"import subprocess
+p=subprocess.Popen(["sleep","0.1"])
+print("left")"#,
+        &[],
+        None,
+    ),
+    (
+        r#"import concurrent.futures as c, time
+e=c.ThreadPoolExecutor(1); e.submit(lambda:(time.sleep(.1),print("pool")))"#,
+        &[],
+        None,
+    ),
 ];
