@@ -31,6 +31,8 @@ const TEST: &[Package] = &[
     ("procps", "finds processes that were left behind"),
     ("passwd", "makes and removes the account of the test as an ordinary user"),
     ("python3", "drives tests from outside, as a client in another language"),
+    ("qemu-utils", "checks the overlays that are made of layers (qemu-img, qemu-io)"),
+    ("xfsprogs", "makes a file system with reflinks, which layers are then made by"),
 ];
 
 /// A package that apt knows wherever it has lists at all; it is fetched, never installed.

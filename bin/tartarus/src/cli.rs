@@ -96,6 +96,9 @@ pub(crate) enum Command {
     /// Stand beside a VM; started by the server
     #[command(hide = true)]
     Supervise(SuperviseArgs),
+    /// Hold the memory of golden snapshots; started by the server
+    #[command(hide = true)]
+    Keep(SuperviseArgs),
 }
 
 impl Command {
@@ -144,6 +147,12 @@ pub(crate) struct UpArgs {
     /// Take no new work on while the data folder's disk has less free; 0 takes it always
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse::size_or_none)]
     pub(crate) min_free: u32,
+    /// Sandboxes that may start at once; the others wait in the queue [default: the processors of this machine]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) start_slots: Option<u32>,
+    /// Most memory that loaded snapshots may take; no sandbox is promised it [default: a quarter of this machine's]
+    #[arg(long, value_name = "SIZE", value_parser = parse::size_or_none)]
+    pub(crate) snapshot_memory: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

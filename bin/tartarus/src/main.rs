@@ -39,6 +39,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failed> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Supervise(args) => Ok(serve::supervise(args)?),
+        Command::Keep(args) => Ok(serve::keep(args)?),
         command => {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(anyhow::Error::from)?;

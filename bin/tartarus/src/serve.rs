@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use hecatoncheir::{Agent, HostStore, LocalNode, LogLimits, Parts, Program, Stop, Wanted};
+use hecatoncheir::{Agent, HostOptions, HostStore, LocalNode, LogLimits, Parts, Stop, Wanted};
 use olympus::{Olympus, Settings};
 use tartarus_api::node::NodeInfo;
 use tartarus_types::{Limits, NodeId, Timestamp};
@@ -53,6 +53,12 @@ pub(crate) fn supervise(args: SuperviseArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(u8::try_from(hecatoncheir::supervise(Path::new(dir))).unwrap_or(1)))
 }
 
+/// The process that holds the memory of golden snapshots.
+pub(crate) fn keep(args: SuperviseArgs) -> anyhow::Result<ExitCode> {
+    let [dir] = args.args.as_slice() else { bail!("keep takes a folder") };
+    Ok(ExitCode::from(u8::try_from(hecatoncheir::keep(Path::new(dir))).unwrap_or(1)))
+}
+
 /// Prints the API's description.
 #[allow(clippy::print_stdout, reason = "it is the command's output")]
 pub(crate) fn openapi() {
@@ -86,10 +92,17 @@ async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
         DriverChoice::QemuKvm => Wanted::QemuKvm,
         DriverChoice::QemuTcg => Wanted::QemuTcg,
     };
-    let supervisor = Program(vec!["/proc/self/exe".into(), "supervise".into()]);
-    let host = HostStore::open(&data, wanted, supervisor, AGENT)?;
+    let memory = memory_mib()?;
+    let loaded_mib = args.snapshot_memory.map_or(memory / 4, u64::from);
+    let options = HostOptions {
+        wanted,
+        program: "/proc/self/exe".into(),
+        agent: AGENT,
+        loaded_limit: loaded_mib.saturating_mul(tartarus_types::MIB),
+    };
+    let host = HostStore::open(&data, options)?;
     let agent = Agent::open(Parts {
-        info: node_info(&data)?,
+        info: node_info(&data, memory, loaded_mib, args.start_slots)?,
         control: control.clone(),
         workshop: host.clone(),
         sandboxes: data.join("sandboxes"),
@@ -186,7 +199,7 @@ fn lock(data: &Path) -> anyhow::Result<File> {
     }
 }
 
-fn node_info(data: &Path) -> anyhow::Result<NodeInfo> {
+fn node_info(data: &Path, memory: u64, loaded: u64, start_slots: Option<u32>) -> anyhow::Result<NodeInfo> {
     let path = data.join("node.id");
     let known = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<NodeId>().ok());
     let id = match known {
@@ -200,9 +213,10 @@ fn node_info(data: &Path) -> anyhow::Result<NodeInfo> {
     let cores = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
     Ok(NodeInfo {
         id,
-        memory_mib: memory_mib()? * 9 / 10,
+        // What loaded snapshots may take is never promised to a sandbox.
+        memory_mib: (memory * 9 / 10).saturating_sub(loaded),
         overhead_mib: OVERHEAD_MIB,
-        start_slots: cores,
+        start_slots: start_slots.unwrap_or(cores),
         // More processors than the host has only slow a guest down.
         max_cpus: cores,
     })

@@ -1,8 +1,9 @@
 //! The folder: `staging/` for files in the making, `sha256/` for finished ones.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -122,18 +123,29 @@ impl BlobStore {
     /// # Errors
     /// When the folder cannot be read.
     pub fn list(&self) -> io::Result<Vec<Blob>> {
-        let mut blobs = Vec::new();
+        self.each(|digest, meta| Blob { digest, size: meta.len() })
+    }
+
+    /// Bytes on disk of each blob, by digest.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn usage(&self) -> io::Result<Vec<(String, u64)>> {
+        self.each(|digest, meta| (digest, meta.blocks() * 512))
+    }
+
+    fn each<T>(&self, what: impl Fn(String, &Metadata) -> T) -> io::Result<Vec<T>> {
+        let mut blobs = BTreeMap::new();
         for entry in fs::read_dir(&self.finished)? {
             let entry = entry?;
             let Some(digest) = entry.file_name().to_str().and_then(Digest::from_hex) else { continue };
             match entry.metadata() {
-                Ok(meta) => blobs.push(Blob { digest: digest.to_string(), size: meta.len() }),
+                Ok(meta) => drop(blobs.insert(digest, what(digest.to_string(), &meta))),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 Err(e) => return Err(e),
             }
         }
-        blobs.sort_by(|a, b| a.digest.cmp(&b.digest));
-        Ok(blobs)
+        Ok(blobs.into_values().collect())
     }
 }
 
@@ -159,8 +171,6 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
-
     use super::*;
 
     fn put(store: &BlobStore, bytes: &[u8]) -> Blob {
@@ -236,5 +246,19 @@ mod tests {
         assert!(!store.remove(&blob.digest).unwrap());
         assert_eq!(store.path(&blob.digest), None);
         assert!(store.list().unwrap().is_empty());
+    }
+
+    #[test]
+    fn usage_is_what_the_disk_gives() {
+        let root = tempfile::tempdir().unwrap();
+        let store = BlobStore::open(root.path()).unwrap();
+        let (small, large) = (put(&store, b"hello"), put(&store, &[7; 1 << 20]));
+        let mut expected = [(small.digest, 1..=64 * 1024), (large.digest, 1 << 20..=(1 << 20) + 64 * 1024)];
+        expected.sort_by(|a, b| a.0.cmp(&b.0));
+        let usage = store.usage().unwrap();
+        assert_eq!(usage.len(), 2);
+        for ((digest, bytes), (wanted, range)) in usage.iter().zip(&expected) {
+            assert!(digest == wanted && range.contains(bytes), "{usage:?}");
+        }
     }
 }

@@ -27,6 +27,14 @@ pub enum ErebusError {
     /// There is no kernel of this digest.
     #[error("there is no kernel {0:?}")]
     NoKernel(String),
+    /// A golden snapshot is damaged, or made by a newer Tartarus. A cold boot works without it.
+    #[error("the golden snapshot {golden} cannot be used: {why}")]
+    Unusable {
+        /// Its name.
+        golden: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A file could not be read or written.
     #[error("could not {what}: {source}")]
     Io {
@@ -65,7 +73,7 @@ impl From<ErebusError> for Refusal {
         let code = match &error {
             ErebusError::BadFile(_) | ErebusError::Upload(_) => ErrorCode::BadFile,
             ErebusError::DiskFull => ErrorCode::DiskFull,
-            ErebusError::MissingTool { .. } => ErrorCode::NotReady,
+            ErebusError::MissingTool { .. } | ErebusError::Unusable { .. } => ErrorCode::NotReady,
             ErebusError::NoKernel(_) => ErrorCode::NotFound,
             ErebusError::Io { .. } | ErebusError::Tool { .. } => ErrorCode::Internal,
         };

@@ -12,6 +12,7 @@ mod layout;
 mod modinfo;
 mod resolve;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -22,10 +23,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncRead;
 
-use crate::ErebusError;
 use crate::disk::{self, Staging};
 use crate::error::shown;
 use crate::unpack::Input;
+use crate::{ErebusError, disk_usage};
 use collect::Collected;
 use resolve::Module;
 
@@ -122,6 +123,24 @@ impl KernelStore {
         };
         gone().map_err(ErebusError::io("remove the kernel"))?;
         Ok(true)
+    }
+
+    /// Bytes on disk of each kernel with its modules and initramfs, by digest. Blocks.
+    ///
+    /// # Errors
+    /// When a folder cannot be read.
+    pub fn usage(&self) -> Result<Vec<(String, u64)>, ErebusError> {
+        let measure = || {
+            let mut kernels = BTreeMap::new();
+            for entry in fs::read_dir(&self.root)? {
+                let entry = entry?;
+                if let Some(digest) = entry.file_name().to_str().and_then(Digest::from_hex) {
+                    kernels.insert(digest.to_string(), disk_usage(&entry.path())?);
+                }
+            }
+            Ok(kernels.into_iter().collect())
+        };
+        measure().map_err(ErebusError::io("measure the kernels"))
     }
 
     /// The initramfs of this kernel with `agent` as its `/init`: made once for each kernel and agent, then found again.

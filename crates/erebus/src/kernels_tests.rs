@@ -89,7 +89,10 @@ async fn a_package_becomes_a_kernel() {
     let stores = root.path().join("kernels");
     assert_eq!(names(&stores), [kernel.dir.file_name().unwrap().to_str().unwrap(), "staging"]);
     assert!(names(&stores.join("staging")).is_empty());
+    let usage = store.usage().unwrap();
+    assert!(usage.len() == 1 && usage[0].0 == made.digest && usage[0].1 >= made.size, "{usage:?}");
     assert!(store.remove(&made.digest).unwrap());
+    assert!(store.usage().unwrap().is_empty());
     assert!(!store.remove(&made.digest).unwrap());
     assert_eq!(store.get(&made.digest), None);
     assert_eq!(names(&stores), ["staging"]);

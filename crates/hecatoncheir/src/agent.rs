@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use tartarus_api::node::{Action, Assignment, ControlPlane, Directive, NodeInfo};
-use tartarus_types::{LeaseToken, SandboxId, Timestamp};
-use tokio::sync::{Notify, watch};
+use tartarus_types::{ErrorCode, LeaseToken, Refusal, SandboxId, Timestamp};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -92,6 +92,35 @@ impl Agent {
     /// The task of a sandbox that this node runs.
     pub(crate) fn handle(&self, id: &SandboxId) -> Option<Handle> {
         self.handles().get(id).cloned()
+    }
+
+    /// Asks the task of a sandbox, and waits for its answer.
+    pub(crate) async fn ask<T>(
+        &self,
+        sandbox: &SandboxId,
+        request: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Request,
+    ) -> Result<T, Refusal> {
+        let not_here = || Refusal::new(ErrorCode::WrongState, "the sandbox does not run");
+        let handle = self.handle(sandbox).ok_or_else(not_here)?;
+        let (reply, answer) = oneshot::channel();
+        handle.requests.send(request(reply)).await.map_err(|_| not_here())?;
+        answer.await.map_err(|_| not_here())?
+    }
+
+    /// Stops a sandbox's machine; see `api::node::Node::pause`.
+    ///
+    /// # Errors
+    /// When it does not run, is being ended, or cannot be stopped.
+    pub async fn pause(&self, sandbox: &SandboxId) -> Result<(), Refusal> {
+        self.ask(sandbox, |reply| Request::Pause { reply }).await
+    }
+
+    /// Lets it go on; see `api::node::Node::resume`.
+    ///
+    /// # Errors
+    /// When it does not run, or cannot go on.
+    pub async fn resume(&self, sandbox: &SandboxId) -> Result<(), Refusal> {
+        self.ask(sandbox, |reply| Request::Resume { reply }).await
     }
 
     /// There is news; see `api::node::Node::kick`.

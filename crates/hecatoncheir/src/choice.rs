@@ -13,11 +13,11 @@ use serde::{Deserialize, Serialize};
 use tartarus_runtime::host::{self, Tsc};
 use tartarus_runtime::qemu::{self, Accel, Qemu};
 use tartarus_runtime::supervisor::Program;
-use tartarus_runtime::{Deadlines, Driver, Machine};
+use tartarus_runtime::{Deadlines, DiskFormat, Driver, Layer, Machine};
 use tokio::sync::Mutex;
 
 use crate::ledger::{make_dir, read_json, write_json};
-use crate::link::{self, LinkError};
+use crate::link::{self, Identity, LinkError};
 use crate::workshop::CannotStart;
 
 /// How long a guest may take to answer in a probe.
@@ -109,13 +109,14 @@ impl Chooser {
         Ok(Self { dir, wanted, supervisor, known: Mutex::new(HashMap::new()) })
     }
 
-    fn qemu(&self, program: &Path, accel: Accel) -> Arc<dyn Driver> {
-        Arc::new(Qemu { program: program.to_owned(), accel, supervisor: self.supervisor.clone() })
+    fn qemu(&self, program: &Path, build: &str, accel: Accel) -> Arc<dyn Driver> {
+        let (program, build, supervisor) = (program.to_owned(), build.to_owned(), self.supervisor.clone());
+        Arc::new(Qemu { program, build, accel, supervisor })
     }
 
     /// Takes over machines of any accelerator: by then they only have a supervisor.
     pub(crate) fn adopter(&self) -> Arc<dyn Driver> {
-        self.qemu(Path::new(qemu::PROGRAM), Accel::Kvm)
+        self.qemu(Path::new(qemu::PROGRAM), "", Accel::Kvm)
     }
 
     /// The driver for a kernel, and why. Probes if it must; concurrent callers wait for the same probe.
@@ -144,7 +145,7 @@ impl Chooser {
         let chosen = decide(self.wanted, &kvm).map_err(CannotStart::never)?;
         let accel = if chosen.driver == "qemu-kvm" { Accel::Kvm } else { Accel::Tcg { tsc_khz: self.tsc().await.khz } };
         tracing::info!(driver = chosen.driver, why = %chosen.why, "driver chosen");
-        let found = (self.qemu(&program, accel), chosen);
+        let found = (self.qemu(&program, &build, accel), chosen);
         known.insert(kernel.to_owned(), found.clone());
         Ok(found)
     }
@@ -213,14 +214,17 @@ impl Chooser {
             std::fs::write(disk, [0; 65_536]).map_err(|e| e.to_string())?;
         }
         let (kernel, initramfs) = (vmlinuz.to_owned(), initramfs.to_owned());
+        let layer = Layer { path: layer, format: DiskFormat::Raw };
         let machine = Machine { dir: dir.to_owned(), cpus: 1, memory_mib: 256, kernel, initramfs, base, layer };
         let begin = std::time::Instant::now();
         let deadlines = Deadlines { wall_ms: Some(PROBE.as_millis() as u64 + 2_000), ..Deadlines::default() };
-        let vm = self.qemu(program, Accel::Kvm).boot(&machine, deadlines).await.map_err(|e| e.to_string())?;
+        let vm = self.qemu(program, "", Accel::Kvm).boot(&machine, deadlines).await.map_err(|e| e.to_string())?;
         let answer = async {
             let channel = vm.channel().await.map_err(|e| e.to_string())?;
             let (tell, _events) = tokio::sync::mpsc::channel(1);
-            match link::open(channel, "probe".to_owned(), tell).await {
+            let hostname = "probe".to_owned();
+            let identity = Identity { hostname, machine_id: "0".repeat(32), restored: false };
+            match link::open(channel, identity, tell).await {
                 Ok(_) | Err(LinkError::Fault(_)) => Ok(()),
                 Err(e) => Err(e.to_string()),
             }

@@ -6,14 +6,25 @@ use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tartarus_api::node::{Assignment, Progress};
-use tartarus_types::{Outcome, SandboxId};
+use tartarus_types::{Outcome, SandboxId, Timestamp};
 
 const ASSIGNMENT: &str = "assignment.json";
 const BEGUN: &str = "begun";
 const OUTCOME: &str = "outcome.json";
 const PROGRESS: &str = "progress.json";
+const RESTORED: &str = "restored";
+const PAUSES: &str = "pauses.json";
+
+/// How long a sandbox has stood still: its limits do not count that time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Pauses {
+    /// It stands still since then, or shall.
+    pub(crate) since: Option<Timestamp>,
+    /// All that is over, ms.
+    pub(crate) total_ms: u64,
+}
 
 /// All sandboxes' folders.
 #[derive(Debug, Clone)]
@@ -59,6 +70,11 @@ impl Ledger {
     pub(crate) fn open(root: PathBuf) -> io::Result<Self> {
         make_dir(&root)?;
         Ok(Self { root })
+    }
+
+    /// Where the folders are.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
     }
 
     /// The folder of a sandbox, whether or not it exists.
@@ -107,12 +123,31 @@ impl Home {
         self.dir.join(BEGUN).exists()
     }
 
+    /// Its machine came from this snapshot. Not synced: no machine outlives a power cut.
+    pub(crate) fn mark_restored(&self, golden: &str) -> io::Result<()> {
+        fs::write(self.dir.join(RESTORED), golden)
+    }
+
+    /// The snapshot that its machine came from.
+    pub(crate) fn restored(&self) -> Option<String> {
+        fs::read_to_string(self.dir.join(RESTORED)).ok()
+    }
+
     pub(crate) fn put_progress(&self, progress: &Progress) -> io::Result<()> {
         write_json(&self.dir.join(PROGRESS), progress)
     }
 
     pub(crate) fn progress(&self) -> Progress {
         read_json(&self.dir.join(PROGRESS)).ok().flatten().unwrap_or_default()
+    }
+
+    pub(crate) fn put_pauses(&self, pauses: Pauses) -> io::Result<()> {
+        write_json(&self.dir.join(PAUSES), &pauses)
+    }
+
+    /// An unreadable file counts as none: then the limits are a little tighter.
+    pub(crate) fn pauses(&self) -> Pauses {
+        read_json(&self.dir.join(PAUSES)).ok().flatten().unwrap_or_default()
     }
 
     /// The end, written once: an earlier one wins.

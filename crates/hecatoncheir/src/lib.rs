@@ -8,17 +8,20 @@
 mod agent;
 mod choice;
 mod doctor;
+mod golden;
 mod ledger;
 mod link;
 mod node_api;
 pub mod output;
 mod sandbox;
 mod store;
+mod workbench;
 pub mod workshop;
 
 pub use agent::{Agent, Parts, Stop};
 pub use choice::Wanted;
 pub use node_api::LocalNode;
 pub use output::LogLimits;
-pub use store::HostStore;
+pub use store::{HostOptions, HostStore};
+pub use tartarus_runtime::keeper::main as keep;
 pub use tartarus_runtime::supervisor::{Program, main as supervise};

@@ -7,7 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tartarus_guest::frame::{self, Assembler, Decoder, Found, NONCE};
-use tartarus_guest::{End, Frame, Header, Hello, HelloAck, Kind, Malformed, Start, Stream, message};
+use tartarus_guest::{
+    End, Frame, Header, Hello, HelloAck, Kind, Malformed, RunnerState, Start, StartRunner, Stream, message,
+};
+use tartarus_guest::{OLDEST, VERSION};
 use tartarus_runtime::Channel;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{Notify, mpsc};
@@ -29,8 +32,22 @@ pub(crate) enum GuestEvent {
     StdinTaken { process: u32, taken: u64 },
     /// The process ended; all its output came before.
     Ended { process: u32, end: End },
+    /// The runner is ready, or never will be.
+    Runner(RunnerState),
+    /// The layer is frozen, or why not.
+    Frozen(Option<String>),
     /// The session is over, and why.
     Gone(String),
+}
+
+/// Who a guest becomes.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    pub(crate) hostname: String,
+    /// 32 hex digits.
+    pub(crate) machine_id: String,
+    /// The guest was restored between two frames, so the flush of the preamble can be left out.
+    pub(crate) restored: bool,
 }
 
 /// Why no session came about.
@@ -46,7 +63,7 @@ pub(crate) enum LinkError {
     #[error("the guest agent broke the protocol: {0}")]
     Malformed(#[from] Malformed),
     /// Another version of it.
-    #[error("the guest agent speaks protocol version {0}, this program speaks {version}", version = tartarus_guest::VERSION)]
+    #[error("the guest agent speaks protocol version {0}, this program speaks {OLDEST} to {VERSION}")]
     Version(u32),
 }
 
@@ -66,7 +83,7 @@ struct Outbox {
 /// Greets the guest and waits for its answer, for as long as the caller lets it. Events arrive in `events`.
 pub(crate) async fn open(
     channel: Box<dyn Channel>,
-    hostname: String,
+    identity: Identity,
     events: mpsc::Sender<GuestEvent>,
 ) -> Result<(GuestLink, HelloAck), LinkError> {
     let mut nonce = [0; NONCE];
@@ -74,8 +91,9 @@ pub(crate) async fn open(
     let mut entropy = vec![0; 64];
     getrandom::fill(&mut entropy).map_err(|e| LinkError::Io(std::io::Error::other(e)))?;
     let tag = frame::tag(&nonce);
-    let hello = Hello { version: tartarus_guest::VERSION, time_ns: time_ns(), entropy, hostname };
-    let mut opening = frame::preamble(&nonce);
+    let Identity { hostname, machine_id, restored } = identity;
+    let hello = Hello { version: VERSION, time_ns: time_ns(), entropy, hostname, machine_id: Some(machine_id) };
+    let mut opening = if restored { frame::short_preamble(&nonce) } else { frame::preamble(&nonce) };
     frame::encode_message(tag, Kind::Hello, 0, &message::encode(&hello), &mut opening);
 
     let (mut read, mut write) = tokio::io::split(channel);
@@ -83,7 +101,7 @@ pub(crate) async fn open(
     let greet = async { write.write_all(&opening).await.map_err(LinkError::from) };
     let answer = first_message(&mut read, &mut decoder);
     let ((), ack) = tokio::try_join!(greet, answer)?;
-    if ack.version != tartarus_guest::VERSION {
+    if !(OLDEST..=VERSION).contains(&ack.version) {
         return Err(LinkError::Version(ack.version));
     }
     let outbox = Arc::new(Outbox::default());
@@ -92,7 +110,7 @@ pub(crate) async fn open(
     let tasks = [AbortOnDropHandle::new(reader), AbortOnDropHandle::new(writer)];
     let link = GuestLink { tag, outbox, _tasks: tasks };
     // The hello lay in the port's buffer while the guest booted, so its time is old by now.
-    link.frame(Header { kind: Kind::Clock, stream: 0, process: 0, offset: time_ns() }, &[]);
+    link.clock();
     Ok((link, ack))
 }
 
@@ -168,6 +186,11 @@ fn event(frame: Frame) -> Result<GuestEvent, Malformed> {
         }
         Kind::StdinAck => GuestEvent::StdinTaken { process, taken: offset },
         Kind::Ended => GuestEvent::Ended { process, end: possible(message::decode("end", &payload)?)? },
+        Kind::Runner => GuestEvent::Runner(match message::decode("runner", &payload)? {
+            RunnerState::Ready => RunnerState::Ready,
+            RunnerState::Failed { message } => RunnerState::Failed { message: words(message.as_bytes()) },
+        }),
+        Kind::Frozen => GuestEvent::Frozen((!payload.is_empty()).then(|| words(&payload))),
         Kind::Fault => GuestEvent::Gone(format!("the guest agent gave up: {}", words(&payload))),
         other => return Err(Malformed::Kind(other as u8)),
     })
@@ -217,6 +240,16 @@ impl GuestLink {
     /// Starts a process.
     pub(crate) fn start(&self, process: u32, start: &Start) -> bool {
         self.send(|tag, out| frame::encode_message(tag, Kind::Start, process, &message::encode(start), out))
+    }
+
+    /// Starts the runner.
+    pub(crate) fn start_runner(&self, runner: &StartRunner) -> bool {
+        self.send(|tag, out| frame::encode_message(tag, Kind::StartRunner, 0, &message::encode(runner), out))
+    }
+
+    /// Sets the guest's clock.
+    pub(crate) fn clock(&self) -> bool {
+        self.frame(Header { kind: Kind::Clock, stream: 0, process: 0, offset: time_ns() }, &[])
     }
 
     /// Asks for a stream's output from `offset` on.

@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tartarus_api::doctor::DoctorReport;
 use tartarus_api::node::{
-    ByteStream, ExecSpec, ImageMade, KernelMade, Live, Node, OutputRequest, OutputStream, Target,
+    ByteStream, ExecSpec, ImageMade, KernelMade, Live, Node, NodeUsage, OutputRequest, OutputStream, SnapshotInfo,
+    Target,
 };
 use tartarus_types::{ErrorCode, ExecId, Outcome, Refusal, SandboxId};
 use tokio::sync::oneshot;
@@ -26,18 +27,6 @@ pub struct LocalNode {
 }
 
 impl LocalNode {
-    async fn ask<T>(
-        &self,
-        sandbox: &SandboxId,
-        request: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Request,
-    ) -> Result<T, Refusal> {
-        let not_here = || Refusal::new(ErrorCode::WrongState, "the sandbox does not run");
-        let handle = self.agent.handle(sandbox).ok_or_else(not_here)?;
-        let (reply, answer) = oneshot::channel();
-        handle.requests.send(request(reply)).await.map_err(|_| not_here())?;
-        answer.await.map_err(|_| not_here())?
-    }
-
     /// It runs, and no task of this agent has it now: the agent starts or stops. Whoever asks should ask again.
     fn between_agents(&self, sandbox: &SandboxId) -> bool {
         let home = self.agent.ctx.ledger.home(sandbox);
@@ -62,7 +51,7 @@ impl Node for LocalNode {
     }
 
     async fn exec(&self, sandbox: &SandboxId, spec: ExecSpec) -> Result<(), Refusal> {
-        self.ask(sandbox, |reply| Request::Exec { spec, reply }).await
+        self.agent.ask(sandbox, |reply| Request::Exec { spec, reply }).await
     }
 
     async fn exec_status(
@@ -71,7 +60,7 @@ impl Node for LocalNode {
         exec: &ExecId,
         wait: Duration,
     ) -> Result<(ExecSpec, Option<Outcome>), Refusal> {
-        let asked = self.ask(sandbox, |reply| Request::ExecStatus { id: exec.clone(), reply }).await;
+        let asked = self.agent.ask(sandbox, |reply| Request::ExecStatus { id: exec.clone(), reply }).await;
         let Ok((spec, mut outcome)) = asked else {
             // It has ended, or its sandbox has.
             return match self.stored(sandbox, exec)? {
@@ -92,7 +81,7 @@ impl Node for LocalNode {
     }
 
     async fn signal(&self, sandbox: &SandboxId, target: &Target, signal: i32) -> Result<(), Refusal> {
-        self.ask(sandbox, |reply| Request::Signal { target: target.clone(), signal, reply }).await
+        self.agent.ask(sandbox, |reply| Request::Signal { target: target.clone(), signal, reply }).await
     }
 
     async fn stdin(
@@ -103,7 +92,7 @@ impl Node for LocalNode {
         bytes: Bytes,
         eof: bool,
     ) -> Result<u64, Refusal> {
-        self.ask(sandbox, |reply| Request::Stdin { target: target.clone(), offset, bytes, eof, reply }).await
+        self.agent.ask(sandbox, |reply| Request::Stdin { target: target.clone(), offset, bytes, eof, reply }).await
     }
 
     async fn output(
@@ -130,6 +119,26 @@ impl Node for LocalNode {
 
     async fn live(&self, sandbox: &SandboxId) -> Option<Live> {
         self.agent.handle(sandbox).map(|handle| handle.live.borrow().clone())
+    }
+
+    async fn pause(&self, sandbox: &SandboxId) -> Result<(), Refusal> {
+        self.agent.pause(sandbox).await
+    }
+
+    async fn resume(&self, sandbox: &SandboxId) -> Result<(), Refusal> {
+        self.agent.resume(sandbox).await
+    }
+
+    async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, Refusal> {
+        self.store.snapshots().await
+    }
+
+    async fn remove_snapshot(&self, golden: &str) -> Result<(), Refusal> {
+        self.store.remove_snapshot(golden).await
+    }
+
+    async fn usage(&self) -> Result<NodeUsage, Refusal> {
+        self.store.usage(self.agent.ctx.ledger.root(), &self.agent.ctx.logs).await
     }
 
     async fn forget(&self, sandbox: &SandboxId) -> Result<(), Refusal> {

@@ -1,32 +1,58 @@
 //! What this host has: images, kernels, empty disks, drivers. The real [`Workshop`].
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use blobs::BlobStore;
+use erebus::disk_usage;
 use erebus::kernels::KernelStore;
 use erebus::lethe::Layers;
+use erebus::nyx::Snapshots;
+use sha2::{Digest, Sha256};
 use tartarus_api::doctor::{Check, DoctorReport, Status};
-use tartarus_api::node::{ByteStream, ImageMade, KernelMade};
+use tartarus_api::node::{ByteStream, ImageMade, KernelMade, NodeUsage, SnapshotInfo};
+use tartarus_runtime::Driver;
+use tartarus_runtime::bases::Bases;
 use tartarus_runtime::supervisor::Program;
-use tartarus_runtime::{Driver, Machine};
-use tartarus_types::{Refusal, SandboxSpec};
+use tartarus_types::{MIB, Refusal};
 use tokio_util::io::StreamReader;
 
 use crate::choice::{Chooser, Chosen, Wanted};
 use crate::doctor;
-use crate::workshop::{CannotStart, Workshop};
+use crate::workbench::Golden;
+use crate::workshop::CannotStart;
 
-/// Images, kernels, layers and drivers of this host.
+/// So long a snapshot that failed is not used: it may have been the host that failed.
+const DISTRUST: Duration = Duration::from_secs(300);
+
+/// How a host's store is opened.
+pub struct HostOptions {
+    /// Which driver.
+    pub wanted: Wanted,
+    /// How this program is started in its roles as supervisor and as keeper: the role's name and a folder are appended.
+    pub program: PathBuf,
+    /// The guest agent's program, for initramfs images.
+    pub agent: &'static [u8],
+    /// Memory that loaded golden snapshots may take together, bytes.
+    pub loaded_limit: u64,
+}
+
+/// Images, kernels, layers, golden snapshots and drivers of this host.
 pub struct HostStore {
     root: PathBuf,
-    blobs: Arc<BlobStore>,
+    pub(crate) blobs: Arc<BlobStore>,
     kernels: Arc<KernelStore>,
-    layers: Arc<Layers>,
-    chooser: Chooser,
-    /// The guest agent's program, for initramfs images.
+    pub(crate) layers: Arc<Layers>,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) bases: Bases,
+    loaded_limit: u64,
+    pub(crate) chooser: Chooser,
     agent: &'static [u8],
+    agent_digest: String,
+    /// Snapshots that a restore failed from, when and how.
+    distrust: Mutex<HashMap<String, (Instant, String)>>,
 }
 
 impl HostStore {
@@ -34,19 +60,51 @@ impl HostStore {
     ///
     /// # Errors
     /// When they cannot be made or read.
-    pub fn open(root: &Path, wanted: Wanted, supervisor: Program, agent: &'static [u8]) -> Result<Arc<Self>, Refusal> {
+    pub fn open(root: &Path, options: HostOptions) -> Result<Arc<Self>, Refusal> {
+        let HostOptions { wanted, program, agent, loaded_limit } = options;
+        let role = |name: &str| Program(vec![program.clone(), name.into()]);
+        let bases = Bases::open(&root.join("keeper"), role("keep"), loaded_limit).map_err(Refusal::internal)?;
         Ok(Arc::new(Self {
             root: root.to_owned(),
             blobs: Arc::new(BlobStore::open(root.join("blobs")).map_err(Refusal::internal)?),
             kernels: Arc::new(KernelStore::open(root.join("kernels"))?),
             layers: Arc::new(Layers::open(root.join("layers"))?),
-            chooser: Chooser::new(root.join("probe"), wanted, supervisor).map_err(Refusal::internal)?,
+            snapshots: Snapshots::open(root.join("snapshots"))?,
+            bases,
+            loaded_limit,
+            chooser: Chooser::new(root.join("probe"), wanted, role("supervise")).map_err(Refusal::internal)?,
             agent,
+            agent_digest: hex(&Sha256::digest(agent)),
+            distrust: Mutex::default(),
         }))
     }
 
+    /// Identifies the guest agent that new guests get.
+    pub(crate) fn agent_digest(&self) -> &str {
+        &self.agent_digest
+    }
+
+    fn distrust_map(&self) -> MutexGuard<'_, HashMap<String, (Instant, String)>> {
+        self.distrust.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How a restore from this snapshot failed a short while ago.
+    pub(crate) fn distrusted(&self, golden: &str) -> Option<String> {
+        let map = self.distrust_map();
+        map.get(golden).filter(|(at, _)| at.elapsed() < DISTRUST).map(|(_, why)| why.clone())
+    }
+
+    pub(crate) fn put_distrust(&self, golden: &str, why: &str) {
+        self.distrust_map().insert(golden.to_owned(), (Instant::now(), why.to_owned()));
+    }
+
+    /// It was made anew.
+    pub(crate) fn trust(&self, golden: &str) {
+        self.distrust_map().remove(golden);
+    }
+
     /// Kernel and initramfs, the latter made at first use.
-    async fn kernel(&self, digest: &str) -> Result<(PathBuf, PathBuf), CannotStart> {
+    pub(crate) async fn kernel(&self, digest: &str) -> Result<(PathBuf, PathBuf), CannotStart> {
         let kernel = self.kernels.get(digest).ok_or_else(|| {
             CannotStart::never(format!("the kernel {digest} is not on this node: tartarus kernel add"))
         })?;
@@ -55,16 +113,106 @@ impl HostStore {
         Ok((kernel.vmlinuz, initramfs))
     }
 
-    async fn choose(&self, kernel: &str, reprobe: bool) -> Result<(Arc<dyn Driver>, Chosen), CannotStart> {
+    pub(crate) async fn choose(&self, kernel: &str, reprobe: bool) -> Result<(Arc<dyn Driver>, Chosen), CannotStart> {
         let (vmlinuz, initramfs) = self.kernel(kernel).await?;
         self.chooser.choose(kernel, &vmlinuz, &initramfs, reprobe).await
     }
 
-    /// Probes for a driver ahead of the first sandbox, so that it need not wait.
+    /// Probes for a driver and loads golden snapshots, newest first, ahead of the first sandbox, so that it need not
+    /// wait.
     pub async fn prepare(&self, kernel: &str) {
-        if let Err(e) = self.choose(kernel, false).await {
-            tracing::warn!(kernel, error = %e, "no driver yet");
+        let driver = match self.choose(kernel, false).await {
+            Ok((driver, _)) => driver,
+            Err(e) => {
+                tracing::warn!(kernel, error = %e, "no driver yet");
+                return;
+            }
+        };
+        let here = driver.fingerprint();
+        let mut usable = self.goldens();
+        usable.retain(|g| g.about.kernel == kernel && g.about.unusable(&here).is_none());
+        usable.sort_by_key(|g| std::cmp::Reverse(g.snapshot.created_at()));
+        let mut room = self.loaded_limit;
+        for golden in usable {
+            let bytes = u64::from(golden.about.shape.memory_mib) * MIB;
+            if bytes > room {
+                break;
+            }
+            room -= bytes;
+            let Golden { snapshot, about } = &golden;
+            let (layer, template) = (snapshot.clone(), &about.template);
+            if let Err(why) = blocking(move || layer.layer_checked()).await {
+                tracing::warn!(%template, error = %why, "its snapshot cannot be used");
+            } else if let Err(why) = self.base(&golden).await {
+                tracing::warn!(%template, why, "its snapshot is not loaded");
+            }
         }
+    }
+
+    /// The golden snapshots that are whole, and whether they can be used.
+    pub(crate) async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, Refusal> {
+        let loaded = self.bases.loaded();
+        let mut infos = Vec::new();
+        for listed in self.snapshots.list()? {
+            // One that cannot even be read is nobody's: the usage has its name.
+            let Ok(Some(Golden { snapshot, about })) = self.golden(&listed.golden) else { continue };
+            let unusable = match self.choose(&about.kernel, false).await {
+                Ok((driver, _)) => about.unusable(&driver.fingerprint()),
+                Err(e) => Some(e.why),
+            };
+            infos.push(SnapshotInfo {
+                unusable: unusable.or_else(|| self.distrusted(&listed.golden)),
+                outdated: about.outdated(&self.agent_digest),
+                loaded: loaded.iter().any(|base| base.name == listed.golden),
+                golden: listed.golden,
+                template: about.template,
+                shape: about.shape,
+                created_at: snapshot.created_at(),
+                bytes: listed.bytes,
+                layer_bytes: snapshot.layer_data_bytes(),
+            });
+        }
+        Ok(infos)
+    }
+
+    pub(crate) async fn remove_snapshot(&self, golden: &str) -> Result<(), Refusal> {
+        let (snapshots, name) = (self.snapshots.clone(), golden.to_owned());
+        blocking(move || snapshots.remove(&name)).await.map(drop)?;
+        self.bases.remove(golden).await;
+        self.trust(golden);
+        Ok(())
+    }
+
+    /// What takes how much space, with the folders of sandboxes and their logs.
+    pub(crate) async fn usage(&self, sandboxes: &Path, logs: &Path) -> Result<NodeUsage, Refusal> {
+        let loaded = self.bases.loaded().iter().map(|base| base.bytes).sum();
+        let (blobs, kernels, snapshots) = (self.blobs.clone(), self.kernels.clone(), self.snapshots.clone());
+        let (root, sandboxes, logs) = (self.root.clone(), sandboxes.to_owned(), logs.to_owned());
+        let loaded_limit = self.loaded_limit;
+        blocking(move || {
+            let fs = rustix::fs::statvfs(&root).map_err(Refusal::internal)?;
+            let size = |path: &Path| disk_usage(path).map_err(Refusal::internal);
+            let mut of_logs = Vec::new();
+            for entry in std::fs::read_dir(&logs).map_err(Refusal::internal)?.flatten() {
+                if let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
+                    of_logs.push((id, size(&entry.path())?));
+                }
+            }
+            let snapshots = snapshots.list().map_err(Refusal::from)?;
+            Ok::<_, Refusal>(NodeUsage {
+                images: blobs.usage().map_err(Refusal::internal)?,
+                kernels: kernels.usage().map_err(Refusal::from)?,
+                snapshots: snapshots.into_iter().map(|entry| (entry.golden, entry.bytes)).collect(),
+                empty_layers: size(&root.join("layers"))?,
+                sandboxes: size(&sandboxes)?,
+                logs: of_logs,
+                loaded,
+                loaded_limit,
+                disk_free: fs.f_bavail * fs.f_frsize,
+                disk_size: fs.f_blocks * fs.f_frsize,
+            })
+        })
+        .await
     }
 
     pub(crate) async fn import_image(&self, tar: ByteStream) -> Result<ImageMade, Refusal> {
@@ -111,30 +259,12 @@ impl HostStore {
     }
 }
 
-async fn blocking<T: Send + 'static, E: Into<Refusal> + Send + 'static>(
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(crate) async fn blocking<T: Send + 'static, E: Into<Refusal> + Send + 'static>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, Refusal> {
     tokio::task::spawn_blocking(work).await.map_err(Refusal::internal)?.map_err(Into::into)
-}
-
-#[async_trait]
-impl Workshop for HostStore {
-    async fn machine(&self, spec: &SandboxSpec, dir: &Path) -> Result<Machine, CannotStart> {
-        let gone = || CannotStart::never(format!("the image {} is not on this node: import it again", spec.image));
-        let base = self.blobs.path(&spec.image).ok_or_else(gone)?;
-        let (kernel, initramfs) = self.kernel(&spec.kernel).await?;
-        let layer = dir.join("layer");
-        let (layers, target, size) = (self.layers.clone(), layer.clone(), spec.disk_mib);
-        blocking(move || layers.make(size, &target)).await.map_err(CannotStart::retry)?;
-        let (cpus, memory_mib) = (spec.cpus, spec.memory_mib);
-        Ok(Machine { dir: dir.to_owned(), cpus, memory_mib, kernel, initramfs, base, layer })
-    }
-
-    async fn driver(&self, kernel: &str) -> Result<Arc<dyn Driver>, CannotStart> {
-        self.choose(kernel, false).await.map(|(driver, _)| driver)
-    }
-
-    fn adopter(&self) -> Arc<dyn Driver> {
-        self.chooser.adopter()
-    }
 }

@@ -1,10 +1,11 @@
 //! Where machines come from: the seam between a sandbox's task and the files and drivers of this host.
 
+use std::any::Any;
 use std::path::Path;
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use std::sync::Arc;
-use tartarus_runtime::{Driver, Machine};
+use tartarus_runtime::{Driver, Machine, Restore, Vm};
 use tartarus_types::SandboxSpec;
 
 /// Why a machine cannot be made.
@@ -29,20 +30,74 @@ impl CannotStart {
     }
 }
 
+/// Keeps what a machine shares with others for as long as it is held.
+#[derive(Clone, Default)]
+pub struct Hold(#[expect(dead_code, reason = "held, never looked at")] Option<Arc<dyn Any + Send + Sync>>);
+
+impl Hold {
+    /// Holds `what` until the last copy is dropped.
+    pub fn on(what: impl Any + Send + Sync) -> Self {
+        Self(Some(Arc::new(what)))
+    }
+}
+
+/// A machine that is ready to be started.
+pub struct Ready {
+    /// Its files.
+    pub machine: Machine,
+    /// Who runs it.
+    pub driver: Arc<dyn Driver>,
+    /// How it comes up.
+    pub start: Start,
+}
+
+/// How a machine comes up.
+pub enum Start {
+    /// It boots.
+    Cold {
+        /// Why there was no snapshot to use.
+        why: String,
+    },
+    /// From its template's golden snapshot.
+    Snapshot {
+        /// Its name.
+        golden: String,
+        /// Memory and devices.
+        from: Restore,
+        /// What it shares with others of the same snapshot.
+        hold: Hold,
+    },
+}
+
 /// Makes machines for sandboxes.
 #[async_trait]
 pub trait Workshop: Send + Sync + 'static {
-    /// Kernel, base image and a fresh layer in `dir`, as machine shape v1.
+    /// A machine in `dir`: the template's golden snapshot where there is one that fits and may be used, else kernel and
+    /// layer for a cold boot, and why.
     ///
     /// # Errors
-    /// When something is missing or the disk is full; nothing but files in `dir` is left.
-    async fn machine(&self, spec: &SandboxSpec, dir: &Path) -> Result<Machine, CannotStart>;
+    /// When something is missing, a required snapshot does not fit, or the disk is full; nothing but files in `dir` is
+    /// left.
+    async fn machine(&self, spec: &SandboxSpec, dir: &Path) -> Result<Ready, CannotStart>;
 
-    /// The driver that runs sandboxes with this kernel.
+    /// Makes a golden snapshot of a machine whose guest has frozen its layer. Stops the machine, and leaves it so. It
+    /// counts when this returns, and there is nothing of it when this fails or this process dies.
     ///
     /// # Errors
-    /// When no hypervisor of this host can.
-    async fn driver(&self, kernel: &str) -> Result<Arc<dyn Driver>, CannotStart>;
+    /// When the machine cannot be saved, or the disk is full.
+    async fn keep(&self, spec: &SandboxSpec, vm: &dyn Vm, dir: &Path) -> Result<(), CannotStart>;
+
+    /// A machine from this snapshot ended while it was restored: the next one shall not be tried with it.
+    fn distrust(&self, golden: &str, why: &str);
+
+    /// Holds again what a machine shares that an earlier agent restored. A snapshot that is gone by now is nothing to hold.
+    async fn hold(&self, golden: &str) -> Hold;
+
+    /// Overwrites what a sandbox wrote.
+    ///
+    /// # Errors
+    /// When it cannot be written to.
+    async fn shred(&self, dir: &Path) -> std::io::Result<()>;
 
     /// The driver that takes over what an earlier agent had started.
     fn adopter(&self) -> Arc<dyn Driver>;

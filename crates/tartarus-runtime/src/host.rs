@@ -4,6 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 /// Identifies this boot of the host; what was measured under another is void. Empty where `/proc` does not say.
 pub fn boot_id() -> String {
@@ -69,8 +70,45 @@ pub fn measure_tsc() -> Tsc {
     Tsc { khz: samples[samples.len() / 2], steady: has("constant_tsc") && has("nonstop_tsc") }
 }
 
+/// The processor, as a guest under KVM sees it: its model and a hash of its features. The microcode's version is left
+/// out, since it changes with every reboot after an update; a feature that it takes away changes the hash.
+pub fn processor() -> String {
+    describe(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default())
+}
+
+/// Of the first processor in a `/proc/cpuinfo`; guests cannot run on a host whose processors differ anyhow.
+fn describe(cpuinfo: &str) -> String {
+    let field = |name: &str| {
+        let lines = cpuinfo.lines().take_while(|line| !line.trim().is_empty());
+        let mut values = lines.filter_map(|l| l.split_once(':')).filter(|(key, _)| key.trim() == name);
+        values.next().map(|(_, value)| value.trim()).unwrap_or_default()
+    };
+    let mut flags: Vec<&str> = field("flags").split_whitespace().collect();
+    flags.sort_unstable();
+    let hash = Sha256::digest(flags.join(" "));
+    let hash: String = hash[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    let numbers = ["cpu family", "model", "stepping"].map(field).join("/");
+    format!("{} {numbers} flags {hash}", field("model name"))
+}
+
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
+    use super::describe;
+
+    #[test]
+    fn a_processor_is_its_model_and_features_and_not_its_microcode_or_speed() {
+        let of = |microcode: &str, mhz: &str, flags: &str| {
+            describe(&format!(
+                "processor\t: 0\ncpu family\t: 6\nmodel\t\t: 85\nmodel name\t: Example 9000\nstepping\t: 7\n\
+                 microcode\t: {microcode}\ncpu MHz\t\t: {mhz}\nflags\t\t: {flags}\n\nprocessor\t: 1\nmodel name\t: other\n"
+            ))
+        };
+        let one = of("0x1", "2000.1", "fpu sse avx");
+        assert!(one.starts_with("Example 9000 6/85/7 flags "), "{one}");
+        assert_eq!(one, of("0x2", "900", "avx fpu sse"));
+        assert_ne!(one, of("0x1", "2000.1", "fpu sse"));
+    }
+
     #[test]
     fn two_measurements_agree() {
         let (a, b) = (super::measure_tsc().khz, super::measure_tsc().khz);

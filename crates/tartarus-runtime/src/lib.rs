@@ -5,6 +5,7 @@
 
 pub mod driver;
 pub mod host;
+pub mod pages;
 pub mod qemu;
 pub mod supervisor;
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use tartarus_guest::frame::{self, Assembler, Decoder, Found, MAGIC};
-use tartarus_guest::{End, Header, HelloAck, Kind, Start, message};
+use tartarus_guest::{End, Header, HelloAck, Kind, RunnerState, Start, message};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 #[derive(Clone, Copy)]
@@ -13,9 +13,13 @@ pub(crate) struct Mood {
     pub(crate) fault: bool,
     pub(crate) nonsense: bool,
     pub(crate) lies: bool,
+    pub(crate) no_runner: bool,
+    pub(crate) no_freeze: bool,
+    pub(crate) dies_freezing: bool,
 }
 
-pub(crate) async fn run(mut line: DuplexStream, mood: Mood) {
+/// Speaks until the line is cut. True when its hypervisor shall die then.
+pub(crate) async fn run(mut line: DuplexStream, mood: Mood) -> bool {
     let mut decoder = Decoder::guest();
     let (mut hello, mut start) = (Assembler::default(), Assembler::default());
     let mut started: BTreeMap<u32, Start> = BTreeMap::new();
@@ -42,7 +46,8 @@ pub(crate) async fn run(mut line: DuplexStream, mood: Mood) {
                 Kind::Hello => {
                     if let Ok(Some(_)) = hello.push(frame) {
                         let kernel = "0.0-fake".to_owned();
-                        let ack = HelloAck { version: 1, kernel, uptime_ns: 1, processes: Vec::new() };
+                        let ack =
+                            HelloAck { version: tartarus_guest::VERSION, kernel, uptime_ns: 1, processes: Vec::new() };
                         frame::encode_message(tag, Kind::HelloAck, 0, &message::encode(&ack), &mut out);
                     }
                 }
@@ -56,6 +61,16 @@ pub(crate) async fn run(mut line: DuplexStream, mood: Mood) {
                         }
                         started.insert(process, whole);
                     }
+                }
+                Kind::StartRunner => {
+                    let message = "planned: no module".to_owned();
+                    let state = if mood.no_runner { RunnerState::Failed { message } } else { RunnerState::Ready };
+                    frame::encode_message(tag, Kind::Runner, 0, &message::encode(&state), &mut out);
+                }
+                Kind::Freeze if mood.dies_freezing => return true,
+                Kind::Freeze => {
+                    let why: &[u8] = if mood.no_freeze { b"planned: busy" } else { b"" };
+                    frame::encode(tag, Header::new(Kind::Frozen, 0), why, &mut out);
                 }
                 // The second stream: both are attached, as the real agent waits for.
                 Kind::Attach if frame.header.stream == 2 => {
@@ -71,11 +86,11 @@ pub(crate) async fn run(mut line: DuplexStream, mood: Mood) {
             }
         }
         if line.write_all(&out).await.is_err() {
-            return;
+            return false;
         }
         match line.read(&mut bytes).await {
             Ok(n) if n > 0 => decoder.push(&bytes[..n]),
-            _ => return,
+            _ => return false,
         }
     }
 }
@@ -87,6 +102,11 @@ fn perform(tag: u32, process: u32, argv: &[String], out: &mut Vec<u8>) {
             let header = Header { kind: Kind::Output, stream: 1, process, offset: 0 };
             frame::encode(tag, header, format!("{argument}\n").as_bytes(), out);
             ended(tag, process, &End::Exited { code: 0, oom_kills: 0 }, out);
+        }
+        // A warm-up: `/bin/sh -c 'exit N'`.
+        Some("/bin/sh") => {
+            let code = argv.get(2).and_then(|c| c.strip_prefix("exit ")).and_then(|c| c.parse().ok()).unwrap_or(0);
+            ended(tag, process, &End::Exited { code, oom_kills: 0 }, out);
         }
         Some("exit") => {
             let code = argument.parse().unwrap_or(0);

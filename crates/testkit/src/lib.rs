@@ -6,14 +6,18 @@
 
 mod guest;
 
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use hecatoncheir::workshop::{CannotStart, Workshop};
-use tartarus_runtime::{Adopted, Cause, Channel, Deadlines, Driver, Machine, RuntimeError, Vm, VmExit};
-use tartarus_types::SandboxSpec;
+use hecatoncheir::workshop::{CannotStart, Hold, Ready, Start, Workshop};
+use tartarus_runtime::{
+    Adopted, Cause, Channel, Deadlines, DiskFormat, Driver, Fingerprint, Layer, Machine, Restore, RuntimeError, Vm,
+    VmExit,
+};
+use tartarus_types::{SandboxSpec, SnapshotUse};
 use tokio::sync::watch;
 
 /// A step of a sandbox's course that can be made to fail.
@@ -39,11 +43,25 @@ pub enum Step {
     DieLate,
     /// The guest breaks the protocol while the command runs.
     Lies,
+    /// The hypervisor does not start from a snapshot.
+    Restore,
+    /// The runner does not come up.
+    Runner,
+    /// The guest cannot freeze its layer.
+    Freeze,
+    /// The hypervisor dies when the guest shall freeze.
+    DieFreezing,
+    /// The snapshot cannot be written.
+    Keep,
+    /// The machine does not stop.
+    Pause,
+    /// The machine does not go on.
+    Resume,
 }
 
 impl Step {
-    /// Every step.
-    pub const ALL: [Step; 10] = [
+    /// Every step of a cold start and of the life after it.
+    pub const OF_A_COLD_START: [Step; 10] = [
         Step::Driver,
         Step::Machine,
         Step::Boot,
@@ -55,6 +73,9 @@ impl Step {
         Step::DieLate,
         Step::Lies,
     ];
+
+    /// Every step that makes a golden snapshot or starts from one.
+    pub const OF_A_SNAPSHOT: [Step; 5] = [Step::Restore, Step::Runner, Step::Freeze, Step::DieFreezing, Step::Keep];
 }
 
 /// Makes machines that are not there, and counts those that run.
@@ -63,6 +84,8 @@ pub struct FakeWorkshop {
     fail: Arc<Mutex<Option<Step>>>,
     running: Arc<AtomicUsize>,
     booted: Arc<AtomicUsize>,
+    kept: Arc<Mutex<BTreeSet<String>>>,
+    distrusted: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl FakeWorkshop {
@@ -80,6 +103,16 @@ impl FakeWorkshop {
         self.running.load(Ordering::SeqCst)
     }
 
+    /// Golden snapshots that were made.
+    pub fn kept(&self) -> BTreeSet<String> {
+        self.kept.lock().expect("no test panics while it holds this").clone()
+    }
+
+    /// Golden snapshots that are not used any more.
+    pub fn distrusted(&self) -> BTreeSet<String> {
+        self.distrusted.lock().expect("no test panics while it holds this").clone()
+    }
+
     /// Machines that were ever started.
     pub fn booted(&self) -> usize {
         self.booted.load(Ordering::SeqCst)
@@ -88,23 +121,52 @@ impl FakeWorkshop {
 
 #[async_trait]
 impl Workshop for FakeWorkshop {
-    async fn machine(&self, spec: &SandboxSpec, dir: &Path) -> Result<Machine, CannotStart> {
+    async fn machine(&self, spec: &SandboxSpec, dir: &Path) -> Result<Ready, CannotStart> {
         let layer = dir.join("layer");
         std::fs::write(&layer, b"half").map_err(CannotStart::retry)?;
+        if self.fails(Step::Driver) {
+            return Err(CannotStart::never("planned: no driver"));
+        }
         if self.fails(Step::Machine) {
             return Err(CannotStart::retry("planned: no disk"));
         }
         let (cpus, memory_mib) = (spec.cpus, spec.memory_mib);
         let none = Path::new("/dev/null").to_owned();
         let (kernel, initramfs, base) = (none.clone(), none.clone(), none);
-        Ok(Machine { dir: dir.to_owned(), cpus, memory_mib, kernel, initramfs, base, layer })
+        let layer = Layer { path: layer, format: DiskFormat::Raw };
+        let machine = Machine { dir: dir.to_owned(), cpus, memory_mib, kernel, initramfs, base, layer };
+        let known = spec.golden.as_ref().filter(|g| self.kept().contains(*g) && !self.distrusted().contains(*g));
+        let start = match (spec.snapshot, known) {
+            (SnapshotUse::Prefer | SnapshotUse::Require, Some(golden)) => {
+                let null = || std::fs::File::open("/dev/null").map_err(CannotStart::retry);
+                let from = Restore { memory: Arc::new(null()?.into()), state: null()?.into() };
+                Start::Snapshot { golden: golden.clone(), from, hold: Hold::default() }
+            }
+            (SnapshotUse::Require, None) => return Err(CannotStart::never("planned: no snapshot")),
+            _ => Start::Cold { why: "planned: no snapshot".to_owned() },
+        };
+        Ok(Ready { machine, driver: Arc::new(self.clone()), start })
     }
 
-    async fn driver(&self, _kernel: &str) -> Result<Arc<dyn Driver>, CannotStart> {
-        if self.fails(Step::Driver) {
-            return Err(CannotStart::never("planned: no driver"));
+    async fn keep(&self, spec: &SandboxSpec, vm: &dyn Vm, _dir: &Path) -> Result<(), CannotStart> {
+        vm.pause().await.map_err(CannotStart::retry)?;
+        if self.fails(Step::Keep) {
+            return Err(CannotStart::retry("planned: the disk is full"));
         }
-        Ok(Arc::new(self.clone()))
+        self.kept.lock().expect("no test panics while it holds this").extend(spec.golden.clone());
+        Ok(())
+    }
+
+    fn distrust(&self, golden: &str, _why: &str) {
+        self.distrusted.lock().expect("no test panics while it holds this").insert(golden.to_owned());
+    }
+
+    async fn hold(&self, _golden: &str) -> Hold {
+        Hold::default()
+    }
+
+    async fn shred(&self, dir: &Path) -> std::io::Result<()> {
+        std::fs::write(dir.join("layer"), b"0000")
     }
 
     fn adopter(&self) -> Arc<dyn Driver> {
@@ -124,11 +186,28 @@ impl Driver for FakeWorkshop {
         }
         self.booted.fetch_add(1, Ordering::SeqCst);
         self.running.fetch_add(1, Ordering::SeqCst);
-        let vm = FakeVm { workshop: self.clone(), exit: watch::Sender::new(None) };
+        let vm = FakeVm { workshop: self.clone(), exit: watch::Sender::new(None), paused: AtomicBool::new(false) };
         if self.fails(Step::DieEarly) {
             vm.end(Cause::Itself, "killed by SIGKILL");
         }
         Ok(Box::new(vm))
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
+        let word = || "fake".to_owned();
+        Fingerprint { driver: word(), build: word(), shape: word(), cpu: word(), tsc_khz: None }
+    }
+
+    async fn restore(
+        &self,
+        machine: &Machine,
+        _from: Restore,
+        deadlines: Deadlines,
+    ) -> Result<Box<dyn Vm>, RuntimeError> {
+        if self.fails(Step::Restore) {
+            return Err(RuntimeError::Start("planned: the snapshot cannot be read".into()));
+        }
+        self.boot(machine, deadlines).await
     }
 
     /// Fake machines do not outlive their process.
@@ -140,6 +219,7 @@ impl Driver for FakeWorkshop {
 struct FakeVm {
     workshop: FakeWorkshop,
     exit: watch::Sender<Option<VmExit>>,
+    paused: AtomicBool,
 }
 
 impl FakeVm {
@@ -172,13 +252,24 @@ impl Vm for FakeVm {
             fault: self.workshop.fails(Step::Fault),
             nonsense: self.workshop.fails(Step::Nonsense),
             lies: self.workshop.fails(Step::Lies),
+            no_runner: self.workshop.fails(Step::Runner),
+            no_freeze: self.workshop.fails(Step::Freeze),
+            dies_freezing: self.workshop.fails(Step::DieFreezing),
         };
         let (mut exit, dies) = (self.exit.subscribe(), self.workshop.fails(Step::DieLate));
         let end = self.exit.clone();
         let running = self.workshop.running.clone();
         tokio::spawn(async move {
             tokio::select! {
-                () = guest::run(guest, mood) => {}
+                died = guest::run(guest, mood) => {
+                    if died {
+                        let status = "killed by SIGKILL".to_owned();
+                        let died = VmExit { cause: Cause::Itself, status, panicked: false, console: String::new() };
+                        if end.send_if_modified(|e| { let first = e.is_none(); e.get_or_insert(died); first }) {
+                            running.fetch_sub(1, Ordering::SeqCst);
+                        }
+                    }
+                }
                 _ = exit.wait_for(Option::is_some) => {}
                 () = tokio::time::sleep(std::time::Duration::from_millis(100)), if dies => {
                     let status = "killed by SIGKILL".to_owned();
@@ -197,6 +288,30 @@ impl Vm for FakeVm {
     }
 
     fn touch(&self) {}
+
+    async fn pause(&self) -> Result<(), RuntimeError> {
+        if self.workshop.fails(Step::Pause) {
+            return Err(RuntimeError::Start("planned: it does not stop".into()));
+        }
+        self.paused.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    async fn resume(&self) -> Result<(), RuntimeError> {
+        if self.workshop.fails(Step::Resume) {
+            return Err(RuntimeError::Start("planned: it does not go on".into()));
+        }
+        self.paused.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    async fn is_paused(&self) -> Result<bool, RuntimeError> {
+        Ok(self.paused.load(Ordering::SeqCst))
+    }
+
+    async fn save(&self, _state: std::fs::File, _memory: std::fs::File) -> Result<(), RuntimeError> {
+        Ok(())
+    }
 
     async fn kill(&self) {
         self.end(Cause::Ordered, "killed by SIGKILL");

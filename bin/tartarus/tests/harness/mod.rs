@@ -168,8 +168,19 @@ impl Server {
         }
     }
 
-    /// Processes that belong to this server's folder: supervisors and hypervisors, zombies left out.
+    /// Processes that belong to sandboxes of this server: supervisors and hypervisors, zombies left out.
     pub(crate) fn processes(&self) -> Vec<(u32, String)> {
+        let mut found = self.all_processes();
+        found.retain(|(_, command)| !is_keeper(command));
+        found
+    }
+
+    /// The process that holds the memory of golden snapshots.
+    pub(crate) fn keeper(&self) -> Option<u32> {
+        self.all_processes().into_iter().find(|(_, command)| is_keeper(command)).map(|(pid, _)| pid)
+    }
+
+    fn all_processes(&self) -> Vec<(u32, String)> {
         let data = self.data.canonicalize().unwrap_or_else(|_| self.data.clone());
         let data = data.to_str().unwrap().to_owned();
         let mut found = Vec::new();
@@ -213,7 +224,7 @@ impl Drop for Server {
                 let _ = child.kill();
                 let _ = child.wait();
             }
-            for (pid, _) in self.processes() {
+            for (pid, _) in self.all_processes() {
                 signal(pid, "KILL");
             }
             return;
@@ -225,7 +236,12 @@ impl Drop for Server {
         }
         self.stop();
         self.nothing_left();
+        assert_eq!(self.all_processes(), [], "left by the server that ended");
     }
+}
+
+fn is_keeper(command: &str) -> bool {
+    command.split_whitespace().nth(1) == Some("keep")
 }
 
 /// Appends a line to the report that the floor of guests is held against.
@@ -298,9 +314,11 @@ fn seed() -> PathBuf {
     let mut server = Server::empty(&[]);
     let path = |name: &str| fixtures.join(name).to_str().unwrap().to_owned();
     add_kernel(&server, &fixtures);
-    for (name, memory) in [("busybox", "128M"), ("python", "512M")] {
+    let runner = ["--runner", "python", "--preload", "numpy"];
+    for (name, memory, more) in [("busybox", "128M", &[][..]), ("python", "512M", &runner)] {
         server.ok(&["image", "import", &path(&format!("{name}.tar")), "--name", name]);
-        server.ok(&["template", "create", name, "--from", name, "--memory", memory, "--disk", "256M"]);
+        let create = ["template", "create", name, "--from", name, "--memory", memory, "--disk", "256M"];
+        server.ok(&create.iter().chain(more).copied().collect::<Vec<_>>());
     }
     // Makes the initramfs and the empty layer, so that no test pays for them.
     server.ok(&["run", "busybox", "--name", "first", "--", "true"]);

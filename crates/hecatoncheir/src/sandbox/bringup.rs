@@ -3,16 +3,17 @@
 
 use std::time::Duration;
 
-use tartarus_api::node::Assignment;
+use tartarus_api::node::{Assignment, StartedFrom};
 use tartarus_guest::HelloAck;
-use tartarus_runtime::{Adopted, Deadlines, Driver, Machine, RuntimeError, Vm, VmExit};
+use tartarus_runtime::{Adopted, Deadlines, RuntimeError, Vm, VmExit};
 use tokio::sync::mpsc;
 
 use super::Context;
 use super::ending;
+use super::warm::warm_up;
 use crate::ledger::Home;
-use crate::link::{self, GuestEvent, GuestLink, LinkError};
-use crate::workshop::CannotStart;
+use crate::link::{self, GuestEvent, GuestLink, Identity, LinkError};
+use crate::workshop::{CannotStart, Hold, Ready, Start};
 
 /// Events of a guest that wait for the task; more hold the guest back.
 const EVENTS: usize = 64;
@@ -21,18 +22,40 @@ const SUPERVISOR_SLACK_MS: u64 = 10_000;
 
 /// Files are there; nothing runs.
 pub(super) struct Prepared {
-    machine: Machine,
-    pub(super) driver: std::sync::Arc<dyn Driver>,
+    ready: Ready,
 }
 
 /// The machine runs; its guest may not have booted yet.
 pub(super) struct Launched {
     pub(super) vm: Box<dyn Vm>,
+    /// What it shares with other machines.
+    pub(super) hold: Hold,
+    pub(super) origin: Origin,
+}
+
+/// Where a guest comes from: what may still have to be done to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// It boots, and must be made ready.
+    Booted,
+    /// It was just restored, ready, between two frames.
+    Restored,
+    /// It was restored and has been greeted since, by an earlier agent.
+    WasRestored,
+}
+
+/// Whom a guest is greeted for.
+pub(super) struct Identified<'a> {
+    pub(super) identity: Identity,
+    pub(super) assignment: &'a Assignment,
+    /// Its command may run: the guest was made ready long ago.
+    pub(super) begun: bool,
 }
 
 /// The guest agent has answered.
 pub(super) struct Greeted {
     pub(super) vm: Box<dyn Vm>,
+    pub(super) hold: Hold,
     pub(super) link: GuestLink,
     pub(super) events: mpsc::Receiver<GuestEvent>,
     pub(super) ack: HelloAck,
@@ -42,39 +65,68 @@ impl Prepared {
     pub(super) async fn new(ctx: &Context, assignment: &Assignment) -> Result<Self, CannotStart> {
         let home = ctx.ledger.home(&assignment.sandbox);
         home.create(assignment).map_err(|e| CannotStart::retry(format!("writing the node's ledger: {e}")))?;
-        let driver = ctx.workshop.driver(&assignment.spec.kernel).await?;
-        let machine = ctx.workshop.machine(&assignment.spec, home.dir()).await?;
-        Ok(Self { machine, driver })
+        let ready = ctx.workshop.machine(&assignment.spec, home.dir()).await?;
+        if let Start::Snapshot { golden, .. } = &ready.start {
+            home.mark_restored(golden).map_err(|e| CannotStart::retry(format!("writing the node's ledger: {e}")))?;
+        }
+        Ok(Self { ready })
+    }
+
+    /// The driver's name, and how the machine comes up.
+    pub(super) fn describe(&self) -> (String, StartedFrom) {
+        let from = match &self.ready.start {
+            Start::Cold { why } => StartedFrom::ColdBoot { why: why.clone() },
+            Start::Snapshot { golden, .. } => StartedFrom::Snapshot { golden: golden.clone() },
+        };
+        (self.ready.driver.name().to_owned(), from)
     }
 
     /// Starts the machine. It ends itself when its agent is not heard of by `start_ms`.
     pub(super) async fn launch(self, start_ms: u64) -> Result<Launched, CannotStart> {
         let deadlines = Deadlines { wall_ms: Some(start_ms + SUPERVISOR_SLACK_MS), idle_ms: None, lease_ms: None };
-        let vm = self.driver.boot(&self.machine, deadlines).await.map_err(CannotStart::retry)?;
-        Ok(Launched { vm })
+        let Ready { machine, driver, start } = self.ready;
+        let (vm, hold, origin) = match start {
+            Start::Cold { .. } => (driver.boot(&machine, deadlines).await, Hold::default(), Origin::Booted),
+            Start::Snapshot { from, hold, .. } => {
+                (driver.restore(&machine, from, deadlines).await, hold, Origin::Restored)
+            }
+        };
+        Ok(Launched { vm: vm.map_err(CannotStart::retry)?, hold, origin })
     }
 }
 
 impl Launched {
-    /// Waits for the guest's answer, for as long as the caller lets it: dropping this future leaves `self` whole.
+    /// Waits for the guest's answer and makes it ready where it booted, for as long as the caller lets it: dropping this
+    /// future leaves `self` whole.
     pub(super) async fn greet(
         &self,
-        hostname: &str,
+        task: Identified<'_>,
     ) -> Result<(GuestLink, mpsc::Receiver<GuestEvent>, HelloAck), CannotStart> {
         let channel = self.vm.channel().await.map_err(CannotStart::retry)?;
-        let (tell, events) = mpsc::channel(EVENTS);
-        match link::open(channel, hostname.to_owned(), tell).await {
-            Ok((link, ack)) => Ok((link, events, ack)),
+        let (tell, mut events) = mpsc::channel(EVENTS);
+        let restored = self.origin == Origin::Restored;
+        let identity = Identity { restored, ..task.identity };
+        let (link, ack) = match link::open(channel, identity, tell).await {
+            Ok(opened) => opened,
             Err(LinkError::Io(_)) => {
                 // The machine is ending, and its exit says more than a cut connection.
-                match tokio::time::timeout(Duration::from_secs(5), self.vm.wait()).await {
+                return match tokio::time::timeout(Duration::from_secs(5), self.vm.wait()).await {
                     Ok(exit) => Err(ended(&exit)),
                     Err(_) => Err(CannotStart::retry("the connection to the guest was cut")),
-                }
+                };
             }
             // A guest that says it cannot be set up, or speaks another protocol, will say so again.
-            Err(e) => Err(CannotStart::never(e)),
+            Err(e) => return Err(CannotStart::never(e)),
+        };
+        if self.origin == Origin::Booted && !task.begun && task.assignment.spec.warm.is_some() {
+            let Assignment { spec, token, .. } = task.assignment;
+            warm_up(&link, &mut events, spec, token.as_str()).await?;
         }
+        Ok((link, events, ack))
+    }
+
+    pub(super) fn greeted(self, link: GuestLink, events: mpsc::Receiver<GuestEvent>, ack: HelloAck) -> Greeted {
+        Greeted { vm: self.vm, hold: self.hold, link, events, ack }
     }
 
     pub(super) async fn unwind(self) {

@@ -9,11 +9,14 @@
 mod bringup;
 mod ending;
 mod execs;
+mod make;
+mod pause;
 mod process;
 mod requests;
 mod serve;
 mod steady;
 mod task;
+mod warm;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -84,6 +87,14 @@ pub(crate) enum Request {
         bytes: Bytes,
         eof: bool,
         reply: Reply<u64>,
+    },
+    /// Stop the machine.
+    Pause {
+        reply: Reply<()>,
+    },
+    /// Let it go on.
+    Resume {
+        reply: Reply<()>,
     },
     /// The log of a process, while it is written.
     Log {

@@ -5,7 +5,7 @@ use std::io;
 
 use tartarus_api::node::{ExecSpec, Target};
 use tartarus_guest::{Header, Kind, Start};
-use tartarus_types::{ErrorCode, ExecId, Outcome, Reason, Refusal};
+use tartarus_types::{ErrorCode, ExecId, Outcome, Reason, Refusal, SandboxSpec, SnapshotUse};
 use tokio::sync::mpsc;
 
 use super::Request;
@@ -14,6 +14,7 @@ use super::execs::{self, StoredExec};
 use super::process::{Note, Process};
 use super::steady::{MAIN, Steady};
 use super::task::Task;
+use super::warm::warm_start;
 use crate::output::LiveLog;
 
 impl Steady {
@@ -21,7 +22,7 @@ impl Steady {
         self.processes.values().find(|p| p.target == *target).map(|p| p.number)
     }
 
-    pub(super) fn on_request(&mut self, task: &Task, request: Request) {
+    pub(super) async fn on_request(&mut self, task: &Task, request: Request) {
         match request {
             Request::Kill { signal, grace_ms, reason } => self.kill(signal, grace_ms, reason),
             Request::Exec { spec, reply } => {
@@ -69,6 +70,12 @@ impl Steady {
                 let log = self.number_of(&target).and_then(|n| self.processes.get(&n)).map(|p| p.log.clone());
                 let _ = reply.send(log);
             }
+            Request::Pause { reply } => {
+                let _ = reply.send(self.pause(task).await);
+            }
+            Request::Resume { reply } => {
+                let _ = reply.send(self.resume(task).await);
+            }
             // The loop takes these itself.
             Request::Abandon | Request::Leave => {}
         }
@@ -83,6 +90,9 @@ impl Steady {
         }
         if self.asked != Asked::default() || self.gone.is_some() {
             return Err(Refusal::new(ErrorCode::WrongState, "the sandbox is being ended"));
+        }
+        if task.assignment.spec.snapshot == SnapshotUse::Make {
+            return Err(Refusal::new(ErrorCode::WrongState, "it makes a golden snapshot: nothing else may run in it"));
         }
         if self.processes.len() >= tartarus_guest::MAX_PROCESSES {
             return Err(Refusal::new(ErrorCode::Busy, "too many commands run in the sandbox"));
@@ -117,19 +127,27 @@ impl Steady {
     }
 }
 
+/// The sandbox's own command; where it makes a snapshot, the warm-up.
+fn main_start(spec: &SandboxSpec, token: &str) -> Option<Start> {
+    if spec.snapshot == SnapshotUse::Make {
+        return spec.warm.command.as_deref().map(|command| warm_start(spec, command, token));
+    }
+    spec.has_command().then(|| Start {
+        token: token.to_owned(),
+        argv: spec.command.clone(),
+        env: spec.env.clone(),
+        cwd: spec.workdir.clone(),
+        user: spec.user.clone(),
+        stdin: spec.stdin,
+        code: spec.code.clone(),
+    })
+}
+
 /// The main command and every exec that has not ended, their logs taken up where they end.
 pub(super) fn open_processes(task: &Task, notes: &mpsc::Sender<Note>) -> io::Result<BTreeMap<u32, Process>> {
     let spec = &task.assignment.spec;
     let mut processes = BTreeMap::new();
-    if !spec.command.is_empty() {
-        let start = Start {
-            token: task.assignment.token.as_str().to_owned(),
-            argv: spec.command.clone(),
-            env: spec.env.clone(),
-            cwd: spec.workdir.clone(),
-            user: spec.user.clone(),
-            stdin: spec.stdin,
-        };
+    if let Some(start) = main_start(spec, task.assignment.token.as_str()) {
         let dir = execs::log_dir(&task.ctx.logs, &task.assignment.sandbox, &Target::Main);
         let log = LiveLog::open(&dir, task.ctx.limits, spec.attach)?;
         processes.insert(MAIN, Process::new(MAIN, Target::Main, start, log, notes.clone()));
@@ -153,6 +171,7 @@ fn open_exec(task: &Task, exec: &StoredExec, notes: &mpsc::Sender<Note>) -> io::
         cwd: spec.workdir.clone().or_else(|| sandbox.workdir.clone()),
         user: spec.user.clone().or_else(|| sandbox.user.clone()),
         stdin: spec.stdin,
+        code: spec.code.clone(),
     };
     let target = Target::Exec(spec.id.clone());
     let dir = execs::log_dir(&task.ctx.logs, &task.assignment.sandbox, &target);

@@ -6,17 +6,19 @@ use std::time::Duration;
 use tartarus_api::node::{Moment, Report, Target};
 use tartarus_guest::{Header, Kind};
 use tartarus_runtime::{Deadlines, Vm, VmExit};
-use tartarus_types::{Outcome, Reason, Timestamp};
+use tartarus_types::{Outcome, Reason, SnapshotUse, Timestamp};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::bringup::Greeted;
 use super::ending::{self, Asked};
+use super::pause::Standstill;
 use super::process::{Note, Process, outcome_of};
 use super::serve::{highest_number, open_processes};
 use super::task::{End, Task};
 use super::{KillReason, Request};
 use crate::link::{GuestEvent, GuestLink};
+use crate::workshop::Hold;
 
 /// Notes of recorders that wait for the loop.
 const NOTES: usize = 64;
@@ -34,8 +36,10 @@ const TOUCH: Duration = Duration::from_millis(500);
 /// Everything the loop owns.
 pub(super) struct Steady {
     pub(super) vm: Box<dyn Vm>,
+    /// What the machine shares with others.
+    _hold: Hold,
     pub(super) link: GuestLink,
-    events: mpsc::Receiver<GuestEvent>,
+    pub(super) events: mpsc::Receiver<GuestEvent>,
     notes: mpsc::Receiver<Note>,
     pub(super) notes_tx: mpsc::Sender<Note>,
     pub(super) processes: BTreeMap<u32, Process>,
@@ -46,9 +50,13 @@ pub(super) struct Steady {
     killed: Option<(i32, u64)>,
     /// The machine is ended then, whatever its command does.
     end_at: Option<Instant>,
-    limit_at: Option<Instant>,
+    pub(super) limit_at: Option<Instant>,
     /// The command must have started by then.
-    start_at: Option<Instant>,
+    pub(super) start_at: Option<Instant>,
+    /// The supervisor's limit, which is there before the command has started.
+    pub(super) wall_at: Option<Instant>,
+    /// It stands still.
+    pub(super) standstill: Option<Standstill>,
     idle: Option<Duration>,
     used_at: Instant,
     touched_at: Instant,
@@ -63,10 +71,11 @@ impl Steady {
     pub(super) async fn new(task: &Task, greeted: Greeted) -> Self {
         let (notes_tx, notes) = mpsc::channel(NOTES);
         let opened = open_processes(task, &notes_tx);
-        let Greeted { vm, link, events, ack, .. } = greeted;
+        let Greeted { vm, hold, link, events, ack } = greeted;
         let now = Instant::now();
         let mut steady = Self {
             vm,
+            _hold: hold,
             link,
             events,
             notes,
@@ -78,6 +87,8 @@ impl Steady {
             end_at: None,
             limit_at: None,
             start_at: None,
+            wall_at: None,
+            standstill: None,
             idle: task.assignment.spec.idle_timeout_ms.map(Duration::from_millis),
             used_at: now,
             touched_at: now,
@@ -90,7 +101,7 @@ impl Steady {
         }
         steady.arm(task, started_at(task)).await;
         let mut heard = true;
-        let mut started = task.assignment.spec.command.is_empty();
+        let mut started = !steady.processes.contains_key(&MAIN);
         for process in steady.processes.values_mut() {
             let known = ack.processes.iter().find(|p| p.token == process.start.token);
             match known {
@@ -114,11 +125,15 @@ impl Steady {
 
     pub(super) async fn run(mut self, task: &mut Task) -> End {
         while let Some(request) = task.early.pop_front() {
-            self.on_request(task, request);
+            self.on_request(task, request).await;
         }
         let mut exit: Option<VmExit> = None;
         loop {
-            if let Some(outcome) = self.over(task, exit.as_ref()) {
+            if let Some(mut outcome) = self.over(task, exit.as_ref()) {
+                let warmed = outcome.reason == Reason::Exited && outcome.exit_code == Some(0);
+                if warmed && task.assignment.spec.snapshot == SnapshotUse::Make {
+                    outcome = self.make_snapshot(task, outcome).await;
+                }
                 return self.wind_up(task, outcome).await;
             }
             let deadline = self.next_deadline();
@@ -131,7 +146,7 @@ impl Steady {
                 request = task.requests.recv() => match request {
                     Some(Request::Leave) | None => return End::Left,
                     Some(Request::Abandon) => return End::Abandoned,
-                    Some(request) => self.on_request(task, request),
+                    Some(request) => self.on_request(task, request).await,
                 },
                 ended = self.vm.wait(), if exit.is_none() => {
                     exit = Some(ended);
@@ -149,16 +164,25 @@ impl Steady {
         let spec = &task.assignment.spec;
         let now = task.now();
         let start_ms = task.assignment.start_deadline.ms_since(now).max(MIN_START_MS);
+        let stood_ms = task.home.pauses().total_ms;
         let left = spec.timeout_ms.map(|ms| match started {
-            Some(at) => ms.saturating_sub(now.ms_since(at)),
+            Some(at) => ms.saturating_sub(now.ms_since(at).saturating_sub(stood_ms)),
             None => ms.saturating_add(start_ms),
         });
         let after = |ms: u64| Instant::now().checked_add(Duration::from_millis(ms));
         self.limit_at = left.filter(|_| started.is_some()).and_then(after);
         self.start_at = started.is_none().then(|| after(start_ms)).flatten();
+        self.wall_at = left.and_then(after);
+        self.arm_supervisor(task).await;
+    }
+
+    /// Tells the supervisor the limits, beyond the agent's own.
+    pub(super) async fn arm_supervisor(&mut self, task: &Task) {
         let slack = |ms: u64| ms.saturating_add(SUPERVISOR_SLACK_MS);
-        let deadlines =
-            Deadlines { wall_ms: left.map(slack), idle_ms: spec.idle_timeout_ms.map(slack), lease_ms: None };
+        let left =
+            |at: Instant| u64::try_from(at.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u64::MAX);
+        let idle_ms = task.assignment.spec.idle_timeout_ms.map(slack);
+        let deadlines = Deadlines { wall_ms: self.wall_at.map(left).map(slack), idle_ms, lease_ms: None };
         // A supervisor that is gone shows as the machine's end.
         let _ = self.vm.set_deadlines(deadlines).await;
     }
@@ -170,6 +194,9 @@ impl Steady {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
+        if self.standstill.is_some() {
+            return self.end_at;
+        }
         let limit = self.limit_at.filter(|_| self.asked.limit.is_none());
         [self.end_at, limit, self.idle_at(), self.start_at].into_iter().flatten().min()
     }
@@ -205,6 +232,12 @@ impl Steady {
     /// The sandbox's outcome once there is nothing left to wait for.
     fn over(&self, task: &Task, exit: Option<&VmExit>) -> Option<Outcome> {
         let main = self.processes.get(&MAIN);
+        let makes = task.assignment.spec.snapshot == SnapshotUse::Make;
+        if makes && main.is_none() && exit.is_none() && self.asked == Asked::default() && self.failed.is_none() {
+            // Nothing to warm up: it was ready when it had booted.
+            let done = Outcome { message: None, exit_code: Some(0), ..Outcome::because(Reason::Exited, "") };
+            return Some(done);
+        }
         if let Some(main) = main
             && main.recorded
             && let Some(end) = &main.end
@@ -220,7 +253,7 @@ impl Steady {
             return Some(ending::outcome(Some(outcome_of(end)), self.asked));
         }
         Some(if self.asked == Asked::default() {
-            ending::of_machine(exit, !task.assignment.spec.command.is_empty())
+            ending::of_machine(exit, task.assignment.spec.has_command())
         } else {
             ending::outcome(None, self.asked)
         })
@@ -268,6 +301,8 @@ impl Steady {
                 p.finish();
                 true
             }),
+            // Asked for by nobody in this state.
+            GuestEvent::Runner(_) | GuestEvent::Frozen(_) => false,
             GuestEvent::Gone(why) => {
                 self.gone = Some(why.clone());
                 // A machine whose agent is gone is of no use; its own end may be on the way and says more.
@@ -334,7 +369,9 @@ impl Steady {
 
     pub(super) fn kill(&mut self, signal: i32, grace_ms: u64, reason: KillReason) {
         let has_command = self.processes.get(&MAIN).is_some_and(|p| p.end.is_none());
-        let grace = if has_command { Duration::from_millis(grace_ms) } else { Duration::ZERO };
+        // One that stands still hears no signal.
+        let hears = has_command && self.standstill.is_none();
+        let grace = if hears { Duration::from_millis(grace_ms) } else { Duration::ZERO };
         // The directive comes again with every sync; only another one is news.
         if self.killed == Some((signal, grace_ms)) {
             return;

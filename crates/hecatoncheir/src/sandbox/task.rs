@@ -3,17 +3,19 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use tartarus_api::node::{Assignment, Live, Moment, Progress, Report, Verdict};
-use tartarus_runtime::Adopted;
-use tartarus_types::{Outcome, Reason};
+use sha2::{Digest, Sha256};
+use tartarus_api::node::{Assignment, Live, Moment, Progress, Report, StartedFrom, Verdict};
+use tartarus_runtime::{Adopted, Vm};
+use tartarus_types::{Outcome, Reason, Refusal};
 use tokio::sync::{mpsc, watch};
 
-use super::bringup::{self, Greeted, Launched, Prepared};
+use super::bringup::{self, Greeted, Identified, Launched, Origin, Prepared};
 use super::steady::Steady;
 use super::{Context, Handle, KillReason, Request, ending};
 use crate::ledger::Home;
-use crate::link::REGREET;
-use crate::workshop::CannotStart;
+use crate::ledger::Pauses;
+use crate::link::{Identity, REGREET};
+use crate::workshop::{CannotStart, Hold};
 
 /// Requests waiting for a sandbox's task; callers wait beyond it.
 const REQUESTS: usize = 64;
@@ -125,22 +127,37 @@ impl Task {
         if let Some(end) = self.asked_to_stop() {
             return end;
         }
-        let driver = prepared.driver.name().to_owned();
-        self.live.send_modify(|live| live.progress.driver = Some(driver));
+        let (driver, from) = prepared.describe();
+        if let StartedFrom::ColdBoot { why } = &from {
+            tracing::info!(sandbox = %self.assignment.sandbox, why, "boots cold");
+        }
+        self.live.send_modify(|live| {
+            live.progress.driver = Some(driver);
+            live.progress.start = Some(from);
+        });
         let launched = match prepared.launch(self.start_ms_left()).await {
             Ok(launched) => launched,
-            Err(e) => return End::GiveBack(e),
+            Err(e) => {
+                self.distrust(&e);
+                return End::GiveBack(e);
+            }
         };
         self.reached("vm_started");
         self.boot(launched, Duration::from_millis(self.start_ms_left())).await
     }
 
+    /// A snapshot that this sandbox could not be started from is not tried again at once: the next attempt boots cold.
+    fn distrust(&self, e: &CannotStart) {
+        if let Some(golden) = self.home.restored() {
+            self.ctx.workshop.distrust(&golden, &e.why);
+        }
+    }
+
     /// From a running machine to the end.
     async fn boot(&mut self, launched: Launched, patience: Duration) -> End {
         self.live.send_modify(|live| live.hypervisor_pid = Some(launched.vm.pid()));
-        let hostname = self.hostname();
         let greeting = tokio::select! {
-            greeting = launched.greet(&hostname) => greeting,
+            greeting = launched.greet(identified(&self.assignment, false)) => greeting,
             exit = launched.vm.wait() => Err(bringup::ended(&exit)),
             end = stop_asked(&mut self.requests, &mut self.early) => {
                 if !matches!(end, End::Left) {
@@ -154,8 +171,11 @@ impl Task {
             }
         };
         match greeting {
-            Ok((link, events, ack)) => self.begin(Greeted { vm: launched.vm, link, events, ack }).await,
+            Ok((link, events, ack)) => self.begin(launched.greeted(link, events, ack)).await,
             Err(e) => {
+                if launched.origin == Origin::Restored {
+                    self.distrust(&e);
+                }
                 launched.unwind().await;
                 End::GiveBack(e)
             }
@@ -166,10 +186,9 @@ impl Task {
     /// before it answers is obeyed when it does, and ends the machine when it does not.
     async fn greet_again(&mut self, launched: Launched) -> End {
         self.live.send_modify(|live| live.hypervisor_pid = Some(launched.vm.pid()));
-        let hostname = self.hostname();
         let mut killed: Option<(tokio::time::Instant, KillReason)> = None;
         let greeting = {
-            let mut greeting = std::pin::pin!(launched.greet(&hostname));
+            let mut greeting = std::pin::pin!(launched.greet(identified(&self.assignment, true)));
             loop {
                 let patience = async {
                     match killed {
@@ -180,7 +199,7 @@ impl Task {
                 tokio::select! {
                     greeting = &mut greeting => break Some(greeting),
                     exit = launched.vm.wait() => {
-                        return End::Outcome(ending::of_machine(&exit, !self.assignment.spec.command.is_empty()));
+                        return End::Outcome(ending::of_machine(&exit, self.assignment.spec.has_command()));
                     }
                     () = patience => break None,
                     request = self.requests.recv() => match request {
@@ -198,7 +217,7 @@ impl Task {
             }
         };
         match greeting {
-            Some(Ok((link, events, ack))) => self.begin(Greeted { vm: launched.vm, link, events, ack }).await,
+            Some(Ok((link, events, ack))) => self.begin(launched.greeted(link, events, ack)).await,
             Some(Err(e)) => {
                 launched.unwind().await;
                 End::Outcome(Outcome::because(Reason::GuestDied, e.why))
@@ -213,10 +232,6 @@ impl Task {
                 }
             }
         }
-    }
-
-    fn hostname(&self) -> String {
-        self.assignment.sandbox.as_str().replace('_', "-")
     }
 
     /// Asks for leave to begin, and goes on to the steady state.
@@ -268,20 +283,98 @@ impl Task {
         match adopted {
             Adopted::Running(vm) => {
                 tracing::info!(sandbox = %self.assignment.sandbox, pid = vm.pid(), "taken over");
+                let (hold, origin) = match self.home.restored() {
+                    Some(golden) => (self.ctx.workshop.hold(&golden).await, Origin::WasRestored),
+                    None => (Hold::default(), Origin::Booted),
+                };
+                if let Some(end) = self.stand_still(&*vm).await {
+                    return end;
+                }
+                let launched = Launched { vm, hold, origin };
                 if self.home.begun() {
-                    return self.greet_again(Launched { vm }).await;
+                    return self.greet_again(launched).await;
                 }
                 let left = Duration::from_millis(self.start_ms_left());
-                self.boot(Launched { vm }, left.max(REGREET)).await
+                self.boot(launched, left.max(REGREET)).await
             }
             Adopted::Ended(exit) if self.home.begun() => {
-                End::Outcome(ending::of_machine(&exit, !self.assignment.spec.command.is_empty()))
+                End::Outcome(ending::of_machine(&exit, self.assignment.spec.has_command()))
             }
             Adopted::Ended(exit) => End::GiveBack(bringup::ended(&exit)),
             Adopted::Absent if self.home.begun() => {
                 End::Outcome(Outcome::because(Reason::HypervisorDied, "nothing was left of its machine"))
             }
             Adopted::Absent => End::GiveBack(CannotStart::retry("the node agent was restarted")),
+        }
+    }
+
+    /// A machine that was taken over stands still exactly when it shall: until somebody lets it go on, or ends it.
+    async fn stand_still(&mut self, vm: &dyn Vm) -> Option<End> {
+        let pauses = self.home.pauses();
+        let Some(since) = pauses.since else {
+            // An agent died while it made a snapshot, or between the order to go on and its report.
+            if let Err(e) = vm.resume().await {
+                tracing::warn!(sandbox = %self.assignment.sandbox, error = %e, "cannot be told to go on");
+            }
+            return match self.home.begun() {
+                true if self.report(Report::Resumed).await.is_none() => Some(End::Left),
+                _ => None,
+            };
+        };
+        if let Err(e) = vm.pause().await {
+            tracing::warn!(sandbox = %self.assignment.sandbox, error = %e, "cannot be kept still");
+        }
+        self.live.send_modify(|live| live.hypervisor_pid = Some(vm.pid()));
+        match self.report(Report::Paused).await {
+            Some(Verdict::Go) => {}
+            Some(Verdict::Abandon) => return Some(End::Abandoned),
+            None => return Some(End::Left),
+        }
+        loop {
+            let request = tokio::select! {
+                request = self.requests.recv() => request,
+                exit = vm.wait() => {
+                    return Some(End::Outcome(ending::of_machine(&exit, self.assignment.spec.has_command())));
+                }
+            };
+            match request {
+                Some(Request::Resume { reply }) => {
+                    let total_ms = pauses.total_ms + self.now().ms_since(since);
+                    let gone_on = async {
+                        self.home.put_pauses(Pauses { since: None, total_ms }).map_err(Refusal::internal)?;
+                        vm.resume().await.map_err(Refusal::internal)
+                    };
+                    let gone_on = gone_on.await;
+                    if gone_on.is_ok() {
+                        self.report(Report::Resumed).await;
+                    }
+                    let fine = gone_on.is_ok();
+                    let _ = reply.send(gone_on);
+                    if fine {
+                        return None;
+                    }
+                }
+                Some(Request::Pause { reply }) => drop(reply.send(Ok(()))),
+                // Nobody in there can hear a signal.
+                Some(Request::Kill { reason, .. }) => {
+                    vm.kill().await;
+                    vm.wait().await;
+                    return Some(End::Outcome(ending::outcome(
+                        None,
+                        ending::Asked { kill: Some(reason), limit: None },
+                    )));
+                }
+                Some(request) => {
+                    if let Some(end) = stops(request, &mut self.early) {
+                        if !matches!(end, End::Left) {
+                            vm.kill().await;
+                            vm.wait().await;
+                        }
+                        return Some(end);
+                    }
+                }
+                None => return Some(End::Left),
+            }
         }
     }
 
@@ -343,11 +436,24 @@ impl Task {
             tokio::time::sleep(Duration::from_millis(500)).await;
             gone = bringup::put_down(&self.ctx, &self.home).await;
         }
+        if self.assignment.spec.shred
+            && let Err(e) = self.ctx.workshop.shred(self.home.dir()).await
+        {
+            tracing::warn!(sandbox = %self.assignment.sandbox, error = %e, "what it wrote could not be overwritten");
+        }
         let gone = gone.map_err(|e| e.to_string());
         if let Err(e) = gone.and_then(|()| self.home.remove().map_err(|e| e.to_string())) {
             tracing::warn!(sandbox = %self.assignment.sandbox, error = %e, "could not be cleaned up; the next start of the node tries again");
         }
     }
+}
+
+/// Whom the guest becomes: always the same for one sandbox.
+fn identified(assignment: &Assignment, begun: bool) -> Identified<'_> {
+    let hostname = assignment.sandbox.as_str().replace('_', "-");
+    let digest = Sha256::digest(format!("tartarus machine-id {}", assignment.sandbox));
+    let machine_id = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    Identified { identity: Identity { hostname, machine_id, restored: false }, assignment, begun }
 }
 
 /// What a request means before there is a command; `None` when it does not end the bring-up and is kept for later.

@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use super::{AGENT_FD, Accel, QMP_FD};
-use crate::driver::{Machine, RuntimeError};
+use super::{AGENT_FD, Accel, MEMORY_FD, QMP_FD, STATE_FD};
+use crate::driver::{DiskFormat, Machine, RuntimeError};
 
 /// The card's address: locally administered, the same in every machine, since each has a network of its own.
 const MAC: &str = "02:54:54:00:00:01";
@@ -12,27 +12,71 @@ const MAC: &str = "02:54:54:00:00:01";
 /// What QEMU's own seccomp filter refuses.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
-pub(super) fn argv(program: &Path, accel: Accel, machine: &Machine) -> Result<Vec<String>, RuntimeError> {
-    let (accel, cpu, clock) = match accel {
-        Accel::Kvm => ("kvm".to_owned(), "host", String::new()),
-        // tb-size bounds QEMU's own memory; the clock arguments keep the guest from calibrating under load, which hangs.
-        Accel::Tcg { tsc_khz } => (
-            "tcg,tb-size=64".to_owned(),
-            // Without `erms` and `fsrm` the guest copies in words: `rep movsb` is emulated byte by byte, and costs half of
-            // all throughput.
-            "max,erms=off,fsrm=off",
-            format!(" tsc_early_khz={tsc_khz} tsc=reliable no_timer_check mitigations=off"),
-        ),
+/// The machine type. `suppress-vmdesc`: what `xen-save-devices-state` writes has no description of itself, and a restore
+/// would complain of it.
+const MACHINE: &str = "microvm,acpi=on,isa-serial=on,memory-backend=ram,suppress-vmdesc=on";
+
+/// How a machine starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Start {
+    /// From its kernel, on fresh memory.
+    Boot,
+    /// From memory at [`MEMORY_FD`] and device state at [`STATE_FD`]. It loads and goes on by itself.
+    Restore,
+}
+
+/// QEMU's `-accel` and `-cpu`.
+fn processor(accel: Accel) -> (&'static str, &'static str) {
+    match accel {
+        Accel::Kvm => ("kvm", "host"),
+        // tb-size bounds QEMU's own memory. Without `erms` and `fsrm` the guest copies in words: `rep movsb` is emulated
+        // byte by byte, and costs half of all throughput.
+        Accel::Tcg { .. } => ("tcg,tb-size=64", "max,erms=off,fsrm=off"),
+    }
+}
+
+/// What of the command line a snapshot depends on, beside kernel, processors and memory: the number of the machine shape
+/// and the arguments that are not part of it.
+pub(super) fn shape(accel: Accel) -> String {
+    let (accel, cpu) = processor(accel);
+    format!("1 -M {MACHINE} -accel {accel} -cpu {cpu}")
+}
+
+/// What the guest sees of the processor, when that is QEMU's own.
+pub(super) fn cpu(accel: Accel) -> &'static str {
+    processor(accel).1
+}
+
+pub(super) fn argv(program: &Path, accel: Accel, machine: &Machine, start: Start) -> Result<Vec<String>, RuntimeError> {
+    let (accelerator, cpu) = processor(accel);
+    let clock = match accel {
+        Accel::Kvm => String::new(),
+        // These keep the guest from calibrating under load, which hangs.
+        Accel::Tcg { tsc_khz } => {
+            format!(" tsc_early_khz={tsc_khz} tsc=reliable no_timer_check mitigations=off")
+        }
     };
     let memory = machine.memory_mib;
     // A triple fault always resets; the ACPI reset of this machine type hangs now and then under TCG.
     let append = format!("console=ttyS0 quiet panic=-1 reboot=t{clock}");
-    let args = [
+    let backend = match start {
+        Start::Boot => format!("memory-backend-ram,id=ram,size={memory}M,share=off"),
+        Start::Restore => {
+            format!("memory-backend-file,id=ram,size={memory}M,mem-path=/proc/self/fd/{MEMORY_FD},share=off")
+        }
+    };
+    // Neither format needs more of the host than the seccomp filter allows. A qcow2 file was made by us and names its
+    // backing file and that file's format itself; the guest only ever writes into its clusters.
+    let format = match machine.layer.format {
+        DiskFormat::Raw => "raw",
+        DiskFormat::Qcow2 => "qcow2",
+    };
+    let mut args = vec![
         text(program)?,
         "-M".into(),
-        "microvm,acpi=on,isa-serial=on,memory-backend=ram".into(),
+        MACHINE.into(),
         "-accel".into(),
-        accel,
+        accelerator.into(),
         "-cpu".into(),
         cpu.into(),
         "-smp".into(),
@@ -40,7 +84,7 @@ pub(super) fn argv(program: &Path, accel: Accel, machine: &Machine) -> Result<Ve
         "-m".into(),
         format!("{memory}M"),
         "-object".into(),
-        format!("memory-backend-ram,id=ram,size={memory}M,share=off"),
+        backend,
         "-nodefaults".into(),
         "-no-user-config".into(),
         "-display".into(),
@@ -73,8 +117,8 @@ pub(super) fn argv(program: &Path, accel: Accel, machine: &Machine) -> Result<Ve
         // is the guest's to see; by default QEMU would stop the machine for ever.
         "-drive".into(),
         format!(
-            "if=none,id=layer,format=raw,cache=unsafe,discard=unmap,werror=report,rerror=report,file={}",
-            value(&machine.layer)?
+            "if=none,id=layer,format={format},cache=unsafe,discard=unmap,werror=report,rerror=report,file={}",
+            value(&machine.layer.path)?
         ),
         "-device".into(),
         "virtio-blk-device,drive=layer".into(),
@@ -90,7 +134,10 @@ pub(super) fn argv(program: &Path, accel: Accel, machine: &Machine) -> Result<Ve
         "-device".into(),
         format!("virtio-net-device,netdev=net0,mac={MAC}"),
     ];
-    Ok(args.into())
+    if start == Start::Restore {
+        args.extend(["-incoming".into(), format!("fd:{STATE_FD}")]);
+    }
+    Ok(args)
 }
 
 fn text(path: &Path) -> Result<String, RuntimeError> {
@@ -106,6 +153,9 @@ fn value(path: &Path) -> Result<String, RuntimeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::driver::Layer;
+
+    const TCG: Accel = Accel::Tcg { tsc_khz: 2_000_000 };
 
     fn machine() -> Machine {
         Machine {
@@ -115,17 +165,21 @@ mod tests {
             kernel: "/k/vmlinuz".into(),
             initramfs: "/k/initramfs.cpio".into(),
             base: "/b/a,b.sqsh".into(),
-            layer: "/d/layer".into(),
+            layer: Layer { path: "/d/layer".into(), format: DiskFormat::Raw },
         }
+    }
+
+    fn line(accel: Accel, machine: &Machine, start: Start) -> String {
+        argv(Path::new("qemu"), accel, machine, start).unwrap().join(" ")
     }
 
     /// Machine shape v1 is final: snapshots taken with it must fit. Compare with care before changing this text.
     #[test]
     fn the_shape_is_what_it_was() {
-        let line = argv(Path::new("qemu"), Accel::Tcg { tsc_khz: 2_000_000 }, &machine()).unwrap().join(" ");
         assert_eq!(
-            line,
-            "qemu -M microvm,acpi=on,isa-serial=on,memory-backend=ram -accel tcg,tb-size=64 -cpu max,erms=off,fsrm=off -smp 2 -m 512M \
+            line(TCG, &machine(), Start::Boot),
+            "qemu -M microvm,acpi=on,isa-serial=on,memory-backend=ram,suppress-vmdesc=on -accel tcg,tb-size=64 \
+             -cpu max,erms=off,fsrm=off -smp 2 -m 512M \
              -object memory-backend-ram,id=ram,size=512M,share=off -nodefaults -no-user-config -display none \
              -no-reboot -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny \
              -global migration.send-configuration=off -kernel /k/vmlinuz -initrd /k/initramfs.cpio \
@@ -142,8 +196,35 @@ mod tests {
     }
 
     #[test]
+    fn a_restore_differs_from_a_boot_in_memory_and_state_only() {
+        let boot = line(TCG, &machine(), Start::Boot);
+        let memory = "memory-backend-file,id=ram,size=512M,mem-path=/proc/self/fd/102,share=off";
+        let expected = boot.replace("memory-backend-ram,id=ram,size=512M,share=off", memory) + " -incoming fd:103";
+        assert_eq!(line(TCG, &machine(), Start::Restore), expected);
+    }
+
+    #[test]
+    fn a_qcow2_layer_differs_in_its_format_only() {
+        let mut machine = machine();
+        let raw = line(TCG, &machine, Start::Boot);
+        machine.layer.format = DiskFormat::Qcow2;
+        assert_eq!(line(TCG, &machine, Start::Boot), raw.replace("id=layer,format=raw", "id=layer,format=qcow2"));
+    }
+
+    #[test]
     fn with_kvm_the_processor_and_its_clock_are_the_hosts() {
-        let line = argv(Path::new("qemu"), Accel::Kvm, &machine()).unwrap().join(" ");
+        let line = line(Accel::Kvm, &machine(), Start::Boot);
         assert!(line.contains("-accel kvm -cpu host ") && !line.contains("tsc"), "{line}");
+    }
+
+    #[test]
+    fn the_shape_depends_on_the_accelerator_and_not_on_the_clock() {
+        assert_eq!(
+            shape(TCG),
+            "1 -M microvm,acpi=on,isa-serial=on,memory-backend=ram,suppress-vmdesc=on -accel tcg,tb-size=64 \
+             -cpu max,erms=off,fsrm=off"
+        );
+        assert_eq!(shape(TCG), shape(Accel::Tcg { tsc_khz: 1 }));
+        assert_ne!(shape(TCG), shape(Accel::Kvm));
     }
 }

@@ -1,13 +1,18 @@
 //! The QEMU driver: the `microvm` machine, with KVM where it truly runs a Linux guest, with TCG anywhere.
 
 mod args;
+pub(crate) mod qmp;
 
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::driver::{Adopted, Driver, Machine, RuntimeError, Vm};
+use args::Start;
+
+use crate::driver::{Adopted, Driver, Fingerprint, Machine, Restore, RuntimeError, Vm};
+use crate::host;
 use crate::supervisor::{Deadlines, Launch, Program, SupervisedVm};
 
 /// QEMU's program on x86-64.
@@ -16,10 +21,12 @@ pub const PROGRAM: &str = "qemu-system-x86_64";
 const AGENT: &str = "agent.sock";
 /// QEMU's control socket in the machine's folder.
 const QMP: &str = "qmp.sock";
-/// Descriptors under which QEMU finds its sockets. Far above what a supervisor has open, so that giving one does not
+/// Descriptors under which QEMU finds its sockets, memory and state. Far above what a supervisor has open, so that giving one does not
 /// overwrite another.
 const AGENT_FD: i32 = 100;
 const QMP_FD: i32 = 101;
+const MEMORY_FD: i32 = 102;
+const STATE_FD: i32 = 103;
 
 /// How guest instructions are executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +47,8 @@ pub struct Qemu {
     pub program: PathBuf,
     /// How.
     pub accel: Accel,
+    /// The program's build, as [`version`] says: looked up once, since every snapshot is held against it.
+    pub build: String,
     /// The supervisor's program.
     pub supervisor: Program,
 }
@@ -54,14 +63,48 @@ impl Driver for Qemu {
     }
 
     async fn boot(&self, machine: &Machine, deadlines: Deadlines) -> Result<Box<dyn Vm>, RuntimeError> {
-        let argv = args::argv(&self.program, self.accel, machine)?;
-        let sockets = vec![(AGENT.to_owned(), AGENT_FD), (QMP.to_owned(), QMP_FD)];
-        let launch = Launch { argv, sockets, deadlines };
-        Ok(Box::new(SupervisedVm::launch(&self.supervisor, &machine.dir, &launch, AGENT).await?))
+        self.start(machine, Start::Boot, Vec::new(), deadlines).await
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
+        let (cpu, tsc_khz) = match self.accel {
+            Accel::Kvm => (host::processor(), None),
+            Accel::Tcg { tsc_khz } => (args::cpu(self.accel).to_owned(), Some(tsc_khz)),
+        };
+        let shape = args::shape(self.accel);
+        Fingerprint { driver: self.name().to_owned(), build: self.build.clone(), shape, cpu, tsc_khz }
+    }
+
+    async fn restore(
+        &self,
+        machine: &Machine,
+        from: Restore,
+        deadlines: Deadlines,
+    ) -> Result<Box<dyn Vm>, RuntimeError> {
+        // `from` lives until the supervisor has taken both.
+        let fds = vec![(from.memory.as_raw_fd(), MEMORY_FD), (from.state.as_raw_fd(), STATE_FD)];
+        let vm = self.start(machine, Start::Restore, fds, deadlines).await;
+        drop(from);
+        vm
     }
 
     async fn adopt(&self, dir: &Path) -> Result<Adopted, RuntimeError> {
         SupervisedVm::adopt(dir, AGENT).await
+    }
+}
+
+impl Qemu {
+    async fn start(
+        &self,
+        machine: &Machine,
+        start: Start,
+        fds: Vec<(i32, i32)>,
+        deadlines: Deadlines,
+    ) -> Result<Box<dyn Vm>, RuntimeError> {
+        let argv = args::argv(&self.program, self.accel, machine, start)?;
+        let sockets = vec![(AGENT.to_owned(), AGENT_FD), (QMP.to_owned(), QMP_FD)];
+        let launch = Launch { argv, sockets, fds, deadlines };
+        Ok(Box::new(SupervisedVm::launch(&self.supervisor, &machine.dir, &launch, AGENT).await?))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -16,6 +16,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{CONTROL, Cause, Deadlines, EXIT, LAUNCH, LOCK, Launch, News, Order, Program, VmExit};
 use crate::driver::{Adopted, Channel, RuntimeError, Vm};
+use crate::pages;
+use crate::qemu::qmp::{Qmp, RunState};
 
 /// How long a supervisor may take to start its hypervisor, or to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -45,17 +47,34 @@ impl SupervisedVm {
         let fail = |what: &'static str| move |cause| RuntimeError::io(format!("{} {}", what, dir.display()), cause);
         let bytes = serde_json::to_vec(launch).map_err(|e| RuntimeError::Start(e.to_string()))?;
         File::create(dir.join(LAUNCH)).and_then(|mut f| f.write_all(&bytes)).map_err(fail("writing launch.json in"))?;
+        // What an earlier machine in this folder left would be taken for this one's.
+        match std::fs::remove_file(dir.join(EXIT)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(fail("removing exit.json in")(e)),
+            _ => {}
+        }
         let errors = File::create(dir.join("supervisor.log")).map_err(fail("making supervisor.log in"))?;
         let lock = File::create(dir.join(LOCK)).map_err(fail("making supervisor.lock in"))?;
         lock.try_lock().map_err(|_| RuntimeError::Start("another supervisor has its folder".into()))?;
         let (first, rest) = program.0.split_first().ok_or_else(|| RuntimeError::Start("no supervisor".into()))?;
         let mut command = tokio::process::Command::new(first);
         command.args(rest).arg(dir).env_clear().stdin(Stdio::from(lock)).stdout(Stdio::piped()).stderr(errors);
+        if let Some((from, _)) = launch.fds.iter().find(|(from, _)| *from < 3) {
+            return Err(RuntimeError::Start(format!("descriptor {from} is a standard stream and cannot be passed on")));
+        }
+        let inherited: Vec<RawFd> = launch.fds.iter().map(|(from, _)| *from).collect();
         // Its own session from the first moment: a signal to this process's group, such as Ctrl-C in a terminal, must
         // not reach machines.
-        // SAFETY: the closure only makes a system call.
+        // SAFETY: the closure only makes system calls on numbers.
         unsafe {
-            command.pre_exec(|| rustix::process::setsid().map(drop).map_err(io::Error::from));
+            command.pre_exec(move || {
+                for fd in &inherited {
+                    // Only in the child: no other process that is started meanwhile may inherit it.
+                    if libc::fcntl(*fd, libc::F_SETFD, 0) < 0 {
+                        return Err(io::Error::last_os_error());
+                    }
+                }
+                rustix::process::setsid().map(drop).map_err(io::Error::from)
+            });
         }
         let mut child = command.spawn().map_err(fail("starting the supervisor of"))?;
         let begun = Self::began(&mut child, dir, agent_socket).await;
@@ -79,7 +98,14 @@ impl SupervisedVm {
             .map_err(|_| RuntimeError::Start(format!("no word from its supervisor within {} s", PATIENCE.as_secs())))?
             .map_err(|cause| RuntimeError::io(format!("reading from the supervisor of {}", dir.display()), cause))?;
         match serde_json::from_str(&line) {
-            Ok(News::Running { .. }) => Self::connect(dir, agent_socket).await.map_err(Unreached::into_error),
+            Ok(News::Running { pid }) => match Self::connect(dir, agent_socket).await {
+                Ok(vm) => Ok(vm),
+                // It may have ended already; then its supervisor has as well, or is about to.
+                Err(unreached) => match tokio::time::timeout(PATIENCE, child.wait()).await {
+                    Ok(_) if let Some(exit) = read_exit(dir) => Ok(Self::ended(dir, pid, agent_socket, exit)),
+                    _ => Err(unreached.into_error()),
+                },
+            },
             Ok(News::Failed { why }) => Err(RuntimeError::Start(why)),
             _ => {
                 let log = std::fs::read_to_string(dir.join("supervisor.log")).unwrap_or_default();
@@ -87,6 +113,13 @@ impl SupervisedVm {
                 Err(RuntimeError::Start(format!("its supervisor ended: {log}")))
             }
         }
+    }
+
+    /// One that has ended before it could be reached.
+    fn ended(dir: &Path, pid: u32, agent_socket: &'static str, exit: VmExit) -> Self {
+        let (orders, _) = mpsc::channel(1);
+        let (_, exit) = watch::channel(Some(exit));
+        Self { dir: dir.to_owned(), pid, agent_socket, orders, exit }
     }
 
     /// What became of the machine in `dir`.
@@ -190,9 +223,15 @@ fn dead(dir: &Path) -> io::Result<bool> {
 
 /// Connects to a socket by its name in a folder: through the folder's descriptor, since a whole path may be longer
 /// than the 107 bytes that an address holds.
-async fn connect_in(dir: &Path, name: &str) -> io::Result<UnixStream> {
+pub(crate) async fn connect_in(dir: &Path, name: &str) -> io::Result<UnixStream> {
     let folder = File::open(dir)?;
     UnixStream::connect(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd())).await
+}
+
+/// QEMU refuses a descriptor that could be read from as well. The file is emptied.
+fn for_writing_only(file: File) -> io::Result<File> {
+    file.set_len(0)?;
+    File::options().write(true).open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 fn read_exit(dir: &Path) -> Option<VmExit> {
@@ -227,6 +266,39 @@ impl Vm for SupervisedVm {
     fn touch(&self) {
         // A full queue holds orders that count as a sign of use themselves.
         let _ = self.orders.try_send((Order::Touch, None));
+    }
+
+    async fn pause(&self) -> Result<(), RuntimeError> {
+        Qmp::connect(&self.dir).await?.stop().await
+    }
+
+    async fn resume(&self) -> Result<(), RuntimeError> {
+        Qmp::connect(&self.dir).await?.cont().await
+    }
+
+    async fn is_paused(&self) -> Result<bool, RuntimeError> {
+        Ok(Qmp::connect(&self.dir).await?.state().await? != RunState::Running)
+    }
+
+    async fn save(&self, state: File, memory: File) -> Result<(), RuntimeError> {
+        let fail =
+            |what: &'static str| move |cause| RuntimeError::io(format!("{} {}", what, self.dir.display()), cause);
+        let paused = |state| match state {
+            RunState::Paused => Ok(()),
+            _ => Err(fail("saving")(io::Error::other("the machine is not paused"))),
+        };
+        let state = for_writing_only(state).map_err(fail("opening the state file of"))?;
+        let mut qmp = Qmp::connect(&self.dir).await?;
+        paused(qmp.state().await?)?;
+        let bytes = qmp.memory_bytes().await?;
+        qmp.save_devices(state.as_fd()).await?;
+        // Others may speak to QEMU while the memory is copied.
+        drop(qmp);
+        let pid = self.pid;
+        let copied = tokio::task::spawn_blocking(move || pages::save(pid, bytes, memory)).await;
+        copied.map_err(|e| fail("saving the memory of")(e.into()))?.map_err(fail("saving the memory of"))?;
+        // Only if it stayed so, state and memory are of one moment, and `pid` was QEMU all the time.
+        paused(Qmp::connect(&self.dir).await?.state().await?)
     }
 
     async fn kill(&self) {

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use client::SupervisedVm;
+pub(crate) use client::connect_in;
 pub use process::main;
 
 /// The agent's orders.
@@ -34,6 +35,10 @@ pub struct Launch {
     pub argv: Vec<String>,
     /// Listening sockets in the folder, and the descriptor under which the hypervisor finds each.
     pub sockets: Vec<(String, i32)>,
+    /// Descriptors that the supervisor inherits under the first number, at least 3, and the hypervisor under the second.
+    /// They must be open in the launching process until the launch is over.
+    #[serde(default)]
+    pub fds: Vec<(i32, i32)>,
     /// The first deadlines, counted from the supervisor's start.
     pub deadlines: Deadlines,
 }
@@ -100,6 +105,18 @@ enum News {
     Ended(VmExit),
 }
 
-/// How the supervisor's own program is started: program and first arguments; the folder is appended.
+/// How a process of our own is started, a supervisor or a keeper: program and first arguments; the folder is appended.
 #[derive(Debug, Clone)]
 pub struct Program(pub Vec<PathBuf>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_launch_of_the_previous_version_is_read() {
+        let old = r#"{"argv":["qemu","-x"],"sockets":[["agent.sock",100]],"deadlines":{"wall_ms":5,"idle_ms":null,"lease_ms":null}}"#;
+        let launch: Launch = serde_json::from_str(old).unwrap();
+        assert_eq!((launch.argv.len(), launch.sockets.len(), launch.fds), (2, 1, Vec::new()));
+    }
+}

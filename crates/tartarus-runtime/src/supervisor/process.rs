@@ -1,8 +1,9 @@
 //! The supervisor's process: one thread, one `poll`.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -18,6 +19,8 @@ use super::{CONTROL, Cause, Deadlines, EXIT, LAUNCH, Launch, News, Order, VmExit
 const MAX_CLIENTS: usize = 4;
 /// Longest order.
 const MAX_LINE: usize = 4096;
+/// Inherited descriptors are kept from here on, above all that the hypervisor finds its own under.
+const ASIDE: RawFd = 200;
 
 /// Runs the supervisor for the machine in `dir`; returns the process's exit code.
 pub fn main(dir: &Path) -> i32 {
@@ -93,11 +96,14 @@ fn start(dir: &Path) -> io::Result<Supervisor> {
         let _ = std::fs::remove_file(name);
         UnixListener::bind(name)
     };
+    let inherited = take(&launch.fds)?;
     let control = listen(CONTROL)?;
     let sockets = launch.sockets.iter().map(|(name, fd)| Ok((listen(name)?, *fd))).collect::<io::Result<Vec<_>>>()?;
     let console = Console::create(Path::new("."))?;
     let (output, writer) = io::pipe()?;
-    let child = spawn(&launch.argv, &sockets, writer)?;
+    let child = spawn(&launch.argv, &sockets, &inherited, writer)?;
+    // The hypervisor's memory must not outlive it because of its supervisor.
+    drop(inherited);
     let pid = rustix::process::Pid::from_child(&child);
     let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
     control.set_nonblocking(true)?;
@@ -106,9 +112,40 @@ fn start(dir: &Path) -> io::Result<Supervisor> {
     Ok(Supervisor { child, pidfd, output: Some(output), console, control, clients: Vec::new(), limits, ordered: false })
 }
 
-fn spawn(argv: &[String], sockets: &[(UnixListener, RawFd)], output: io::PipeWriter) -> io::Result<Child> {
+/// Moves inherited descriptors out of the way: the agent may have had one under the very number that another one, or a
+/// socket, is to get.
+fn take(fds: &[(RawFd, RawFd)]) -> io::Result<Vec<(OwnedFd, RawFd)>> {
+    let mut moved = Vec::new();
+    for (from, to) in fds {
+        if *from < 3 || *to < 3 || *to >= ASIDE {
+            return Err(io::Error::other(format!("launch.json passes descriptor {from} on as {to}")));
+        }
+        // SAFETY: duplicating a number is harmless; one that is not open fails.
+        let fd = unsafe { libc::fcntl(*from, libc::F_DUPFD_CLOEXEC, ASIDE) };
+        if fd < 0 {
+            let cause = io::Error::last_os_error();
+            return Err(io::Error::new(cause.kind(), format!("inherited descriptor {from}: {cause}")));
+        }
+        // SAFETY: it was just made, and nothing else knows it.
+        moved.push((unsafe { OwnedFd::from_raw_fd(fd) }, *to));
+    }
+    let originals: BTreeSet<RawFd> = fds.iter().map(|(from, _)| *from).collect();
+    for fd in originals {
+        // SAFETY: it was passed to this process for this purpose; nothing here has opened or uses it.
+        drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    }
+    Ok(moved)
+}
+
+fn spawn(
+    argv: &[String],
+    sockets: &[(UnixListener, RawFd)],
+    inherited: &[(OwnedFd, RawFd)],
+    output: io::PipeWriter,
+) -> io::Result<Child> {
     let (program, args) = argv.split_first().ok_or_else(|| io::Error::other("launch.json has no program"))?;
-    let fds: Vec<(RawFd, RawFd)> = sockets.iter().map(|(socket, at)| (socket.as_raw_fd(), *at)).collect();
+    let sockets = sockets.iter().map(|(socket, at)| (socket.as_raw_fd(), *at));
+    let fds: Vec<(RawFd, RawFd)> = sockets.chain(inherited.iter().map(|(fd, at)| (fd.as_raw_fd(), *at))).collect();
     let parent = rustix::process::getpid();
     let mut command = Command::new(program);
     command.args(args).env_clear().stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
@@ -121,7 +158,8 @@ fn spawn(argv: &[String], sockets: &[(UnixListener, RawFd)], output: io::PipeWri
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
             for (from, to) in &fds {
-                // dup2 clears close-on-exec. The targets are above every descriptor that is open here (see `qemu`).
+                // dup2 clears close-on-exec. The targets are above every descriptor that this process opened (see
+                // `qemu`), and below every inherited one.
                 if libc::dup2(*from, *to) < 0 {
                     return Err(io::Error::last_os_error());
                 }

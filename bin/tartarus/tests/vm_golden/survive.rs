@@ -1,0 +1,104 @@
+//! `kill -9` while snapshots are made and used.
+
+use std::time::{Duration, Instant};
+
+use crate::harness::{Server, signal};
+use crate::world::{newest, running, sh, started_from, states, template};
+
+/// Memfds of loaded snapshots, by inode, over all processes of the server's sandboxes and its keeper.
+fn loaded(pids: &[u32]) -> std::collections::BTreeSet<u64> {
+    let mut inodes = std::collections::BTreeSet::new();
+    for pid in pids {
+        for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+            let Ok(target) = std::fs::read_link(entry.path()) else { continue };
+            if target.to_str().is_some_and(|t| t.starts_with("/memfd:tartarus-base")) {
+                use std::os::unix::fs::MetadataExt;
+                inodes.extend(std::fs::metadata(entry.path()).map(|m| m.ino()));
+            }
+        }
+    }
+    inodes
+}
+
+#[test]
+fn a_server_killed_while_it_makes_a_snapshot_makes_it_again_or_whole() {
+    let mut server = Server::start();
+    for wait in [500, 1500, 2500, 3000, 3300, 3600, 4000] {
+        let name = format!("t{wait}");
+        server.ok(&["template", "create", &name, "--from", "busybox", "--memory", "128M", "--disk", "64M", "--warm", "echo w > /w", "--detach"]);
+        std::thread::sleep(Duration::from_millis(wait));
+        server.kill9();
+        server.spawn();
+        let end = Instant::now() + Duration::from_secs(90);
+        while states(&server, &name) != ["ready"] {
+            assert!(Instant::now() < end, "{name}: {:?}; server:\n{}", states(&server, &name), server.log());
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        assert_eq!(server.ok(&["run", &name, "--", "cat", "/w"]), "w");
+        assert_eq!(started_from(&newest(&server)), "snapshot", "{name}");
+        server.ok(&["template", "rm", &name]);
+    }
+    server.nothing_left();
+}
+
+#[test]
+fn a_hypervisor_killed_while_it_is_warmed_up_leaves_no_snapshot() {
+    let server = Server::start();
+    server.ok(&["template", "create", "slow", "--from", "busybox", "--memory", "128M", "--disk", "64M", "--warm", "sleep 30", "--detach"]);
+    let end = Instant::now() + Duration::from_secs(60);
+    let builder = loop {
+        let all = server.json(&["ps", "--json"]);
+        let found = all.as_array().unwrap().iter().find(|s| s["template"] == "slow" && s["state"] == "running").cloned();
+        if let Some(found) = found {
+            break found["id"].as_str().unwrap().to_owned();
+        }
+        assert!(Instant::now() < end, "{all}");
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    let pid = server.json(&["inspect", &builder, "--json"])["hypervisor_pid"].as_u64().unwrap();
+    signal(pid as u32, "KILL");
+    server.until(&builder, &["failed", "lost"]);
+    assert_eq!(states(&server, "slow"), ["failed"]);
+    let left: Vec<_> = std::fs::read_dir(server.data.join("snapshots")).unwrap().flatten().map(|e| e.path()).collect();
+    let slow = |p: &std::path::PathBuf| std::fs::read_to_string(p.join("manifest.json")).is_ok_and(|m| m.contains("\"slow\""));
+    assert!(!left.iter().any(slow), "{left:?}");
+    server.nothing_left();
+}
+
+/// Clones that were there before and clones that come after share one copy, and nothing is lost with the server.
+#[test]
+fn clones_and_their_shared_memory_survive_the_server() {
+    let mut server = Server::start();
+    for i in 0..8 {
+        template(&server, &format!("m{i}"), &["--warm", &format!("echo {i} > /number"), "--memory", "512M"]);
+    }
+    let before: Vec<String> = (0..8).map(|i| running(&server, &[&format!("m{i}")])).collect();
+    let keeper = server.keeper().expect("a keeper");
+    server.kill9();
+    assert_eq!(server.keeper(), Some(keeper), "the keeper died with the server");
+    server.spawn();
+    let after: Vec<String> = (0..8).map(|i| running(&server, &[&format!("m{i}")])).collect();
+    for (i, (old, new)) in before.iter().zip(&after).enumerate() {
+        assert_eq!(sh(&server, old, "cat /number"), i.to_string());
+        assert_eq!(sh(&server, new, "cat /number"), i.to_string());
+    }
+    let mut pids: Vec<u32> = server.processes().into_iter().map(|(pid, _)| pid).collect();
+    pids.extend([server.pid(), keeper]);
+    assert_eq!(loaded(&pids).len(), 8, "not one copy of each");
+    before.iter().chain(&after).for_each(|id| drop(server.ok(&["rm", id])));
+    server.nothing_left();
+}
+
+#[test]
+fn a_keeper_that_dies_is_replaced() {
+    let mut server = Server::start();
+    template(&server, "kept", &[]);
+    server.ok(&["run", "kept", "--", "true"]);
+    signal(server.keeper().expect("a keeper"), "KILL");
+    server.ok(&["run", "kept", "--", "true"]);
+    server.kill9();
+    server.spawn();
+    server.ok(&["run", "kept", "--", "true"]);
+    assert_eq!(started_from(&newest(&server)), "snapshot");
+    server.nothing_left();
+}

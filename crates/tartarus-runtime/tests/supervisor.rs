@@ -1,0 +1,322 @@
+//! Descriptors through the supervisor, and a real QEMU that is paused, saved and restored.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests may")]
+
+mod support;
+
+use std::fs::File;
+use std::io::{Seek, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use tartarus_runtime::qemu::{self, Accel, Qemu};
+use tartarus_runtime::supervisor::{Launch, SupervisedVm};
+use tartarus_runtime::{
+    Adopted, Cause, Deadlines, DiskFormat, Driver, Layer, Machine, Restore, RuntimeError, Vm, host, pages,
+};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn deadlines() -> Deadlines {
+    // Should a test die, its machines do not outlive it for long.
+    Deadlines { wall_ms: Some(60_000), ..Deadlines::default() }
+}
+
+fn memfd_with(text: &str) -> OwnedFd {
+    let mut file = File::from(memfd_create("test", MemfdFlags::CLOEXEC).unwrap());
+    file.write_all(text.as_bytes()).unwrap();
+    file.rewind().unwrap();
+    file.into()
+}
+
+/// A descriptor under a number of our choice, with close-on-exec.
+fn at(number: RawFd, fd: &OwnedFd) -> OwnedFd {
+    // SAFETY: nothing in this test uses that number.
+    let made = unsafe { libc::dup3(fd.as_raw_fd(), number, libc::O_CLOEXEC) };
+    assert_eq!(made, number);
+    // SAFETY: it was just made.
+    unsafe { OwnedFd::from_raw_fd(made) }
+}
+
+fn launch(script: &str, fds: Vec<(i32, i32)>) -> Launch {
+    let argv = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+    Launch {
+        argv,
+        sockets: vec![("agent.sock".to_owned(), 100), ("qmp.sock".to_owned(), 101)],
+        fds,
+        deadlines: deadlines(),
+    }
+}
+
+#[tokio::test]
+async fn descriptors_reach_the_hypervisor_and_nothing_else_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (memfd_with("the memory"), memfd_with("the state"));
+    // The very numbers that the hypervisor is to find others under, crosswise; and one that must not be inherited.
+    let (one, two, foreign) = (at(103, &one), at(100, &two), at(150, &one));
+    let list = r#"for f in /proc/self/fd/*; do echo "${f##*/}=$(readlink $f)"; done; cat /proc/self/fd/102; echo; cat /proc/self/fd/103; echo; exec sleep 0.2"#;
+    let fds = vec![(one.as_raw_fd(), 102), (two.as_raw_fd(), 103)];
+    let vm = SupervisedVm::launch(&support::supervisor(), dir.path(), &launch(list, fds), "agent.sock").await.unwrap();
+    let exit = tokio::time::timeout(LIMIT, vm.wait()).await.unwrap();
+    assert_eq!(exit.cause, Cause::Itself);
+    let console = std::fs::read_to_string(dir.path().join("console.log")).unwrap();
+    let is = |fd: &str, what: &str| console.lines().any(|l| l.starts_with(&format!("{fd}={what}")));
+    assert!(is("100", "socket:") && is("101", "socket:"), "{console}");
+    assert!(is("102", "/memfd:test") && is("103", "/memfd:test"), "{console}");
+    assert!(console.contains("\nthe memory\nthe state\n"), "{console}");
+    let numbers: Vec<i32> = console.lines().filter_map(|l| l.split_once('=')?.0.parse().ok()).collect();
+    let others: Vec<&i32> = numbers.iter().filter(|n| **n > 2 && !(100..=103).contains(*n)).collect();
+    // The shell itself has its script's directory listing open, perhaps, but below ten.
+    assert!(others.iter().all(|n| **n < 12), "{console}");
+    // In this process they are what they were: not inherited by any other program.
+    for fd in [&one, &two, &foreign] {
+        assert!(rustix::io::fcntl_getfd(fd).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+    }
+}
+
+#[tokio::test]
+async fn a_supervisor_does_not_keep_what_it_passes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let memory = memfd_with("the memory");
+    let fds = vec![(memory.as_raw_fd(), 102)];
+    let script = "exec sleep 60";
+    let vm =
+        SupervisedVm::launch(&support::supervisor(), dir.path(), &launch(script, fds), "agent.sock").await.unwrap();
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", vm.pid())).unwrap();
+    let supervisor = stat.rsplit(' ').nth(48).unwrap().to_owned();
+    let open = std::fs::read_dir(format!("/proc/{supervisor}/fd")).unwrap();
+    let open: Vec<_> = open.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok()).collect();
+    assert!(!open.is_empty() && !open.iter().any(|l| l.to_string_lossy().contains("memfd:")), "{open:?}");
+    vm.kill().await;
+    assert_eq!(tokio::time::timeout(LIMIT, vm.wait()).await.unwrap().cause, Cause::Ordered);
+}
+
+#[tokio::test]
+async fn a_hypervisor_that_ends_at_once_has_ended_and_says_how() {
+    for _ in 0..10 {
+        let dir = tempfile::tempdir().unwrap();
+        // Of an earlier machine in this folder.
+        std::fs::write(dir.path().join("exit.json"), "{}").unwrap();
+        let launch = launch("echo no; exit 3", Vec::new());
+        let vm = SupervisedVm::launch(&support::supervisor(), dir.path(), &launch, "agent.sock").await.unwrap();
+        let exit = tokio::time::timeout(LIMIT, vm.wait()).await.unwrap();
+        assert_eq!((exit.cause, exit.status.as_str(), exit.console.as_str()), (Cause::Itself, "exit code 3", "no"));
+        vm.kill().await;
+    }
+}
+
+#[tokio::test]
+async fn a_descriptor_that_is_not_there_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    for fds in [vec![(900, 102)], vec![(1, 102)]] {
+        let launched =
+            SupervisedVm::launch(&support::supervisor(), dir.path(), &launch("true", fds), "agent.sock").await;
+        assert!(launched.is_err());
+    }
+}
+
+/// A kernel by the Linux boot protocol, in a few instructions of real mode: it prints the alphabet over and over, about
+/// 20 letters a second, and keeps the next letter in memory.
+fn kernel() -> Vec<u8> {
+    let mut kernel = vec![0; 8192];
+    kernel[0x1f1] = 1; // sectors of set-up code, beside the first
+    kernel[0x200..0x202].copy_from_slice(&[0xeb, 0x7e]); // jmp 0x280
+    kernel[0x202..0x206].copy_from_slice(b"HdrS");
+    kernel[0x206..0x208].copy_from_slice(&[0x02, 0x02]);
+    kernel[0x211] = 1; // is loaded high
+    let code: [u8; 41] = [
+        0xfa, // cli
+        0xb8,
+        0x00,
+        0x30,
+        0x8e,
+        0xd8, // ds = 0x3000
+        0xc6,
+        0x06,
+        0x00,
+        0x00,
+        b'A', // mov byte [0], 'A'
+        0xa0,
+        0x00,
+        0x00, // next: mov al, [0]
+        0xba,
+        0xf8,
+        0x03,
+        0xee, // out 0x3f8, al
+        0xfe,
+        0xc0,
+        0x3c,
+        b'Z' + 1,
+        0x75,
+        0x02,
+        0xb0,
+        b'A', // the next letter
+        0xa2,
+        0x00,
+        0x00, // mov [0], al
+        0x66,
+        0xb9,
+        0x00,
+        0x00,
+        0x80,
+        0x00,
+        0x66,
+        0x49,
+        0x75,
+        0xfc, // count 8388608 down
+        0xeb,
+        0xe2, // jmp next
+    ];
+    kernel[0x280..0x280 + code.len()].copy_from_slice(&code);
+    kernel
+}
+
+const MIB: u32 = 64;
+
+fn machine(dir: &Path) -> Machine {
+    for name in ["base", "layer", "initramfs"] {
+        std::fs::write(dir.join(name), vec![0; 1 << 20]).unwrap();
+    }
+    std::fs::write(dir.join("kernel"), kernel()).unwrap();
+    Machine {
+        dir: dir.to_owned(),
+        cpus: 1,
+        memory_mib: MIB,
+        kernel: dir.join("kernel"),
+        initramfs: dir.join("initramfs"),
+        base: dir.join("base"),
+        layer: Layer { path: dir.join("layer"), format: DiskFormat::Raw },
+    }
+}
+
+/// What the guest printed; QEMU's own lines come first.
+fn letters(dir: &Path) -> String {
+    let text = std::fs::read_to_string(dir.join("console.log")).unwrap_or_default();
+    let last = text.rsplit('\n').next().unwrap_or_default();
+    last.chars().skip_while(|c| !c.is_ascii_uppercase()).collect()
+}
+
+async fn wait_for_letters(dir: &Path, more_than: usize) -> String {
+    let begin = std::time::Instant::now();
+    loop {
+        let now = letters(dir);
+        if now.len() > more_than {
+            return now;
+        }
+        assert!(begin.elapsed() < LIMIT, "the guest printed only {now:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn following(letter: char) -> char {
+    if letter == 'Z' { 'A' } else { (letter as u8 + 1) as char }
+}
+
+/// Every letter follows the one before it.
+fn assert_in_order(text: &str) {
+    assert!(text.chars().zip(text.chars().skip(1)).all(|(a, b)| following(a) == b), "{text:?}");
+}
+
+async fn save(vm: &dyn Vm, dir: &Path) -> Result<(), RuntimeError> {
+    // One that can be read as well, and has old content: both must not matter.
+    let open = |name: &str| File::options().create(true).truncate(false).read(true).write(true).open(dir.join(name));
+    std::fs::write(dir.join("state"), vec![7; 1 << 20]).unwrap();
+    vm.save(open("state").unwrap(), open("memory").unwrap()).await
+}
+
+fn sealed(packed: &Path) -> Arc<OwnedFd> {
+    let memory = memfd_create("base", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+    let memory = File::from(memory);
+    memory.set_len(u64::from(MIB) << 20).unwrap();
+    pages::load_into(File::open(packed).unwrap(), &memory).unwrap();
+    fcntl_add_seals(&memory, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE).unwrap();
+    Arc::new(memory.into())
+}
+
+#[tokio::test]
+async fn a_machine_is_paused_saved_and_restored_twice() {
+    let Some(program) = qemu::find() else {
+        eprintln!("skipped: {} is not installed", qemu::PROGRAM);
+        return;
+    };
+    let build = qemu::version(&program).await.unwrap();
+    let accel = Accel::Tcg { tsc_khz: host::measure_tsc().khz };
+    let driver = Qemu { program, accel, build: build.clone(), supervisor: support::supervisor() };
+    let fingerprint = driver.fingerprint();
+    assert_eq!((fingerprint.driver.as_str(), fingerprint.build), ("qemu-tcg", build));
+    let first = tempfile::tempdir().unwrap();
+    let vm = driver.boot(&machine(first.path()), deadlines()).await.unwrap();
+    wait_for_letters(first.path(), 3).await;
+    assert!(!vm.is_paused().await.unwrap());
+    let running = save(&*vm, first.path()).await.unwrap_err().to_string();
+    assert!(running.contains("not paused"), "{running}");
+    vm.pause().await.unwrap();
+    vm.pause().await.unwrap();
+    assert!(vm.is_paused().await.unwrap());
+    tokio::time::sleep(Duration::from_millis(100)).await; // the supervisor writes what came before
+    let frozen = letters(first.path());
+    save(&*vm, first.path()).await.unwrap();
+    let Adopted::Running(adopted) = driver.adopt(first.path()).await.unwrap() else { panic!("not adopted") };
+    assert!(adopted.is_paused().await.unwrap());
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(letters(first.path()), frozen, "it ran while it was paused");
+    adopted.resume().await.unwrap();
+    adopted.resume().await.unwrap();
+    assert!(!vm.is_paused().await.unwrap());
+    assert_in_order(&wait_for_letters(first.path(), frozen.len() + 2).await);
+
+    let packed = File::open(first.path().join("memory")).unwrap();
+    let table = pages::read_table(&packed, u64::from(MIB) << 20).unwrap();
+    assert!(!table.over_base && table.pages() > 1 && table.file_bytes() < 16 << 20, "{} pages", table.pages());
+    let memory = sealed(&first.path().join("memory"));
+    let expected = following(frozen.chars().last().unwrap());
+    let mut clones = Vec::new();
+    for _ in 0..2 {
+        let dir = tempfile::tempdir().unwrap();
+        let state = File::open(first.path().join("state")).unwrap();
+        let from = Restore { memory: memory.clone(), state: state.into() };
+        let clone = driver.restore(&machine(dir.path()), from, deadlines()).await.unwrap();
+        clones.push((dir, clone));
+    }
+    for (dir, clone) in &clones {
+        let text = wait_for_letters(dir.path(), 3).await;
+        assert_eq!(text.chars().next(), Some(expected), "after {frozen:?} came {text:?}");
+        assert_in_order(&text);
+        clone.pause().await.unwrap();
+        save(&**clone, dir.path()).await.unwrap();
+        let packed = File::open(dir.path().join("memory")).unwrap();
+        let delta = pages::read_table(&packed, u64::from(MIB) << 20).unwrap();
+        assert!(delta.over_base && delta.pages() > 0, "{} pages", delta.pages());
+    }
+    // What the clones wrote is theirs alone.
+    let mut byte = [0];
+    File::from(memory.try_clone().unwrap()).read_exact_at(&mut byte, 0x3_0000).unwrap();
+    assert_eq!(char::from(byte[0]), expected);
+
+    for vm in clones.iter().map(|(_, vm)| vm).chain([&vm]) {
+        vm.kill().await;
+        tokio::time::timeout(LIMIT, vm.wait()).await.unwrap();
+    }
+    assert!(matches!(vm.pause().await, Err(RuntimeError::Ended)));
+}
+
+#[tokio::test]
+async fn a_state_that_is_none_ends_the_hypervisor() {
+    let Some(program) = qemu::find() else {
+        eprintln!("skipped: {} is not installed", qemu::PROGRAM);
+        return;
+    };
+    let accel = Accel::Tcg { tsc_khz: 2_000_000 };
+    let driver = Qemu { program, accel, build: String::new(), supervisor: support::supervisor() };
+    let dir = tempfile::tempdir().unwrap();
+    let memory = File::from(memfd_create("base", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap());
+    memory.set_len(u64::from(MIB) << 20).unwrap();
+    let from = Restore { memory: Arc::new(memory.into()), state: memfd_with("no state of devices") };
+    let vm = driver.restore(&machine(dir.path()), from, deadlines()).await.unwrap();
+    let exit = tokio::time::timeout(LIMIT, vm.wait()).await.unwrap();
+    assert_eq!(exit.cause, Cause::Itself);
+    assert!(exit.status != "exit code 0" && !exit.console.is_empty(), "{exit:?}");
+}
