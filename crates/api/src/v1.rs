@@ -187,7 +187,7 @@ pub struct SandboxDetail {
     pub failures: Vec<String>,
     /// How its machine came up: from a golden snapshot, or by a cold boot, and then why.
     #[serde(default)]
-    pub started_from: Option<StartedFrom>,
+    pub start: Option<StartedFrom>,
     /// Why it is still queued.
     #[serde(default)]
     pub waiting: Option<String>,

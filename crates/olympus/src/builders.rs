@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hades::store::{Accepted, KillAsked, NewSandbox, StoreError, TemplateRecord};
+use tartarus_api::v1::SnapshotState;
 use tartarus_types::{ErrorCode, Refusal, SandboxId};
 use tokio::sync::Notify;
 
@@ -28,7 +29,8 @@ const SIGKILL: i32 = 9;
 pub(crate) struct Builders {
     /// Something happened that may leave snapshots to be made.
     due: Notify,
-    /// Tried by ourselves since the server started: one that cannot be made is not tried for ever.
+    /// Tried since the server started, and not seen ready since: one that cannot be made is not tried for ever. What an
+    /// earlier server tried is tried once more, since that may have been killed.
     tried: Mutex<BTreeSet<String>>,
     /// Held by whoever decides what is made or deleted, so that nothing is deleted that was just counted on.
     pub(crate) turn: tokio::sync::Mutex<()>,
@@ -46,6 +48,10 @@ impl Builders {
 
     fn remember(&self, golden: String) {
         self.tried.lock().unwrap_or_else(PoisonError::into_inner).insert(golden);
+    }
+
+    fn succeeded(&self, golden: &str) {
+        self.tried.lock().unwrap_or_else(PoisonError::into_inner).remove(golden);
     }
 }
 
@@ -78,11 +84,14 @@ impl Olympus {
         let known = self.known(std::slice::from_ref(&template)).await.map_err(refuse)?;
         let Some(kernel) = &known.kernel else { return Ok(()) };
         if known.stored.is_none() && !template.spec.cold {
-            // The node tells when it is there.
+            self.builders.kick();
             return Ok(());
         }
         let tried = self.builders.tried();
         for snapshot in snapshots(&template, &known) {
+            if let (SnapshotState::Ready, Some(golden)) = (snapshot.state, &snapshot.golden) {
+                self.builders.succeeded(golden);
+            }
             let Some(golden) = snapshot.golden.clone().filter(|_| wanted(&snapshot, eagerness, &tried)) else {
                 continue;
             };
@@ -91,9 +100,7 @@ impl Olympus {
                 tracing::debug!(template = name, "a snapshot is not made: {refusal}");
                 continue;
             }
-            if eagerness == Eagerness::ByItself {
-                self.builders.remember(golden);
-            }
+            self.builders.remember(golden);
             let labels = [(LABEL.to_owned(), name.to_owned())].into();
             let new = NewSandbox { id: SandboxId::random(), name: None, labels, spec, idempotency: None };
             if let Accepted::New(record) = self.store.accept(new, self.now()).await.map_err(refuse)? {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use hades::store::{Candidate, NodeRecord, Record, StoreError};
 use tartarus_api::node::{Action, Assignment, ControlPlane, Directive, NodeInfo, Progress, Report, Verdict};
 use tartarus_types::sandbox::Denied;
-use tartarus_types::{Event, LeaseToken, NodeId, Outcome, Reason, Refusal, SandboxId, State};
+use tartarus_types::{Event, LeaseToken, NodeId, Outcome, Reason, Refusal, SandboxId, SnapshotUse, State};
 use tokio::time::Instant;
 
 use crate::Olympus;
@@ -194,8 +194,11 @@ impl Olympus {
         }
     }
 
-    /// A record that was to be removed went with its end; its logs go as well.
+    /// A record that was to be removed went with its end; its logs go as well. A golden snapshot was made, or was not.
     pub(crate) fn after_end(&self, record: &Record) {
+        if record.spec.snapshot == SnapshotUse::Make && record.state.is_terminal() {
+            self.builders.kick();
+        }
         if record.remove && record.state.is_terminal() {
             drop(self.forget(record.id.clone()));
         }

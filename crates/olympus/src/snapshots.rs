@@ -105,7 +105,7 @@ pub(crate) enum Eagerness {
     Anew,
 }
 
-/// The snapshot should be made now. `tried` are those that were tried by themselves since the server started.
+/// The snapshot should be made now. `tried` are those that were tried since the server started.
 pub(crate) fn wanted(snapshot: &TemplateSnapshot, eagerness: Eagerness, tried: &BTreeSet<String>) -> bool {
     let Some(golden) = &snapshot.golden else { return false };
     match (snapshot.state, eagerness) {

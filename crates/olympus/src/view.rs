@@ -56,7 +56,7 @@ pub(crate) fn detail(
         driver: progress.driver,
         guest_kernel: progress.guest_kernel,
         failures,
-        started_from: progress.start,
+        start: progress.start,
         waiting,
     }
 }

@@ -51,7 +51,7 @@ fn every_form_of_the_contract_is_taken() {
         "tartarus prune --older-than 7d --dry-run --json",
         "tartarus prune --force",
         "tartarus prune -y --older-than 0s",
-        "tartarus up --retain 30d --retain-count 5 --min-free 0",
+        "tartarus up --retain 30d --retain-count 5 --min-free 0 --start-slots 4 --snapshot-memory 1G",
         "tartarus template create n --from i --warm true --runner python --preload a,b.c --shape 2x1G --shape 1x64",
         "tartarus template create n --from i --no-snapshot --detach",
         "tartarus template rebuild n m --detach",
@@ -129,6 +129,7 @@ fn nonsense_is_refused() {
         "tartarus prune --older-than 7",
         "tartarus prune --force --dry-run",
         "tartarus up --min-free x",
+        "tartarus up --start-slots 0",
     ] {
         assert!(parse(line).is_err(), "{line}");
     }

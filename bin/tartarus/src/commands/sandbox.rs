@@ -117,7 +117,7 @@ fn describe(detail: &SandboxDetail) -> String {
         ("ended", sandbox.ended_at.map(date)),
         ("attempts", Some(sandbox.attempts.to_string())),
         ("node", sandbox.node.as_ref().map(ToString::to_string)),
-        ("started from", detail.started_from.as_ref().map(start)),
+        ("started from", detail.start.as_ref().map(start)),
         ("driver", detail.driver.clone()),
         ("hypervisor pid", detail.hypervisor_pid.map(|pid| pid.to_string())),
         ("guest kernel", detail.guest_kernel.clone()),

@@ -50,7 +50,7 @@ fn a_description_has_what_is_known_and_no_more() {
         driver: None,
         guest_kernel: None,
         failures: vec!["no\nroom".to_owned()],
-        started_from: Some(StartedFrom::ColdBoot { why: "2 cpus, not 1".to_owned() }),
+        start: Some(StartedFrom::ColdBoot { why: "2 cpus, not 1".to_owned() }),
         waiting: Some("3 older ones are in front of it".to_owned()),
     };
     let text = describe(&detail);

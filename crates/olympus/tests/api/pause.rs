@@ -66,14 +66,14 @@ async fn it_is_told_how_the_machine_came_up() {
     let bench = Bench::start().await;
     let attempt = bench.running().await;
     let path = format!("/v1/sandboxes/{}", attempt.sandbox);
-    assert_eq!(bench.get(&path).await["started_from"], Value::Null);
+    assert_eq!(bench.get(&path).await["start"], Value::Null);
     let cold = Progress { start: Some(StartedFrom::ColdBoot { why: "2 cpus, not 1".into() }), ..Progress::default() };
     bench.report(&attempt, Report::Progress(cold)).await;
-    assert_eq!(bench.get(&path).await["started_from"], json!({"from": "cold_boot", "why": "2 cpus, not 1"}));
+    assert_eq!(bench.get(&path).await["start"], json!({"from": "cold_boot", "why": "2 cpus, not 1"}));
     let start = Some(StartedFrom::Snapshot { golden: "abc".into() });
     let live = Live { progress: Progress { start, ..Progress::default() }, ..Live::default() };
     *bench.node.live.lock().unwrap() = Some(live);
-    assert_eq!(bench.get(&path).await["started_from"], json!({"from": "snapshot", "golden": "abc"}));
+    assert_eq!(bench.get(&path).await["start"], json!({"from": "snapshot", "golden": "abc"}));
 }
 
 #[tokio::test]

@@ -67,9 +67,12 @@ async fn soon(what: &str, reached: impl AsyncFn() -> bool) {
     panic!("{what} did not happen within 5 s");
 }
 
+fn node(bench: &Bench) -> NodeInfo {
+    NodeInfo { id: bench.node_id.clone(), memory_mib: 2048, overhead_mib: 96, start_slots: 2, max_cpus: 4 }
+}
+
 async fn restarted(bench: &Bench) {
-    let info = NodeInfo { id: bench.node_id.clone(), memory_mib: 2048, overhead_mib: 96, start_slots: 2, max_cpus: 4 };
-    bench.olympus.register(info, &[]).await.unwrap();
+    bench.olympus.register(node(bench), &[]).await.unwrap();
 }
 
 #[tokio::test]
@@ -174,6 +177,7 @@ async fn what_the_node_cannot_use_any_more_is_made_anew() {
     bench.expect(Method::POST, TEMPLATES, Some(wanted()), 201).await;
     let first = make(&bench, 0).await;
     make(&bench, 0).await;
+    nothing_is_queued(&bench).await;
     bench.node.snapshots.lock().unwrap()[0].unusable = Some("qemu 7.2, now 8.2".into());
     assert_eq!(states(&bench, "warm").await, "unusable ready");
     restarted(&bench).await;
@@ -182,8 +186,38 @@ async fn what_the_node_cannot_use_any_more_is_made_anew() {
     nothing_is_queued(&bench).await;
 }
 
+/// The server was killed while a snapshot was made: what made it ends only under the next server, which tries again, and
+/// does not try what fails under itself for ever.
 #[tokio::test]
-async fn a_node_that_does_not_answer_is_asked_again_by_nobody() {
+async fn what_an_earlier_server_began_is_tried_again_once() {
+    let bench = Bench::start().await;
+    let mut template = wanted();
+    template["shapes"] = json!([]);
+    bench.expect(Method::POST, TEMPLATES, Some(template), 201).await;
+    let under_way = bench.lease().await;
+    bench.report(&under_way, Report::Preparing).await;
+    bench.report(&under_way, Report::Begin).await;
+    let next = bench.successor().await;
+    let held = [(under_way.sandbox.clone(), under_way.token.clone())];
+    next.register(node(&bench), &held).await.unwrap();
+    let lease = async || next.lease(&bench.node_id, Duration::from_millis(400)).await.unwrap();
+    assert!(lease().await.is_none(), "it is under way");
+    let end = async |attempt: &Assignment| {
+        let outcome = tartarus_types::Outcome::because(tartarus_types::Reason::HypervisorDied, "signal 9");
+        let report = Report::Ended { outcome, progress: Default::default() };
+        next.report(&attempt.sandbox, &attempt.token, report).await.unwrap();
+    };
+    end(&under_way).await;
+    let again = lease().await.expect("it is tried again");
+    assert_eq!(again.spec.golden, under_way.spec.golden);
+    end(&again).await;
+    assert!(lease().await.is_none(), "once");
+    next.register(node(&bench), &[]).await.unwrap();
+    assert!(lease().await.is_none(), "also when the node starts again");
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_answer_holds_nothing_up() {
     let bench = Bench::start().await;
     *bench.node.deaf.lock().unwrap() = true;
     let made = bench.expect(Method::POST, TEMPLATES, Some(wanted()), 201).await;

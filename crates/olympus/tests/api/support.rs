@@ -109,6 +109,15 @@ impl Bench {
         }
     }
 
+    /// The control plane that comes after this one was killed, on the same store and node; it serves no HTTP.
+    pub(crate) async fn successor(&self) -> Arc<Olympus> {
+        self.shutdown.cancel();
+        let next = Arc::new(Olympus::new(self.store.clone(), None, settings(), now));
+        next.attach_node(self.node.clone() as Arc<dyn Node>).ok().unwrap();
+        tokio::spawn(next.clone().run(CancellationToken::new()));
+        next
+    }
+
     pub(crate) fn request_without_key(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}{path}", self.url)).timeout(Duration::from_secs(20))
     }
