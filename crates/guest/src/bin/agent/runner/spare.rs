@@ -4,11 +4,13 @@ use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
 use rustix::io::{Errno, write};
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::rand::{GetRandomFlags, getrandom};
+
+use super::zygote::PYTHON_WARM;
 
 /// Random bytes that a job is seeded with.
 const RANDOM: usize = 128;
@@ -53,6 +55,14 @@ pub(crate) struct Plan<'a> {
 }
 
 impl Job {
+    /// One whose output nobody needs.
+    pub(super) fn warm() -> Result<Self, Errno> {
+        let null = |flags| open("/dev/null", flags | OFlags::CLOEXEC, Mode::empty());
+        let files = [null(OFlags::RDONLY)?, null(OFlags::WRONLY)?, null(OFlags::WRONLY)?];
+        let plan = Plan { piped: true, ids: None, cwd: "/", arguments: &[], env: None, code: PYTHON_WARM };
+        Self::new(&plan, files).map_err(|_| Errno::INVAL)
+    }
+
     /// Puts a job together, or says why it cannot be one.
     pub(crate) fn new(plan: &Plan<'_>, files: [OwnedFd; 3]) -> Result<Self, String> {
         let mut body = Vec::with_capacity(plan.code.len() + 256);
