@@ -12,8 +12,9 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::zygote::PYTHON_WARM;
 
-/// Random bytes that a job is seeded with.
-const RANDOM: usize = 128;
+/// Random bytes that a job is seeded with: three keys of 32, and 624 words, which are a whole state of the generator that
+/// most libraries use.
+pub(super) const RANDOM: usize = 3 * 32 + 624 * 4;
 /// Bytes of the whole packet; a longer body goes into a file of its own.
 const PACKET: usize = 16 * 1024;
 /// Most bytes of a body: what `execve` would take of arguments and environment, and the source.
