@@ -45,6 +45,8 @@ pub(crate) struct Runner {
     queue: VecDeque<(u32, Job)>,
     /// The host waits for the answer to its request.
     owed: bool,
+    /// A job that only makes the interpreter's files ready in memory, before the host is told.
+    warming: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -61,12 +63,16 @@ impl Runner {
             self.zygote = None;
             self.spare = None;
             self.asked = false;
+            self.warming = None;
             self.wanted = Some(Wanted { start, user: root() });
         }
-        if self.spare.is_some() {
+        if self.spare.is_some() && self.warming.is_none() {
             return Some(RunnerState::Ready);
         }
         self.owed = true;
+        if self.warming.is_some() {
+            return None;
+        }
         if let Err(message) = self.ask(held, watch) {
             self.owed = false;
             return Some(RunnerState::Failed { message });
@@ -121,7 +127,10 @@ impl Runner {
             };
             dealt.push(Dealt::Started(number, pid));
         }
-        if self.owed && self.spare.is_some() {
+        if self.warming.is_some() && self.queue.is_empty() {
+            return (dealt, None);
+        }
+        if self.owed && self.spare.is_some() && self.warming.is_none() {
             self.owed = false;
             return (dealt, Some(RunnerState::Ready));
         }
@@ -139,6 +148,10 @@ impl Runner {
     pub(crate) fn reaped(&mut self, pid: u32, held: &Held, watch: Watch<'_>) -> (Vec<Dealt>, Option<RunnerState>) {
         if self.spare.as_ref().is_some_and(|spare| spare.pid == pid) {
             self.spare = None;
+        }
+        if self.warming == Some(pid) {
+            self.warming = None;
+            return self.news(held, watch);
         }
         if self.zygote.as_ref().is_none_or(|zygote| zygote.pid != pid) {
             return (Vec::new(), None);
@@ -165,7 +178,12 @@ impl Runner {
                 Heard::Spare(spare) => {
                     zygote.ready = true;
                     self.asked = false;
-                    self.spare = Some(spare);
+                    // Before a snapshot, not in the clone: what a job reads of the interpreter's files is in memory then.
+                    if self.owed && self.queue.is_empty() && !std::mem::replace(&mut zygote.warmed, true) {
+                        self.warming = Job::warm().and_then(|job| spare.give(&job)).ok();
+                    } else {
+                        self.spare = Some(spare);
+                    }
                 }
                 Heard::Nothing => return,
                 Heard::End => {

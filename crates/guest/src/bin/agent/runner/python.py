@@ -104,6 +104,13 @@ def _tartarus(names):
     folders = [getattr(modules[name], "__file__", None) or "" for name in known]
     unknown = not fflush and any(".so" in file and "/lib-dynload/" not in file for file in folders)
 
+    numpy, twister = modules.get("numpy.random"), None
+    if numpy:
+        numpy.seed()  # so that no half of a pair of normal numbers is left over
+        twister = getattr(numpy.mtrand._rand, "_bit_generator", None)
+        if type(twister).__name__ != "MT19937":
+            twister = None
+
     def spare():
         """Forks when asked; returns in the child only, as an orphan, with its end of a new socket."""
         zygote = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, control)
@@ -163,12 +170,17 @@ def _tartarus(names):
     def reseed(random):
         if "random" in modules:
             modules["random"].seed(int.from_bytes(random[:32], "little"))
-        if "numpy.random" in modules:
-            modules["numpy.random"].seed([*memoryview(random[32:64]).cast("I")])
         if "_ssl" in modules:
-            modules["_ssl"].RAND_add(random[64:96], 32.0)
+            modules["_ssl"].RAND_add(random[32:64], 32.0)
         if "multiprocessing.process" in modules:
-            modules["multiprocessing.process"].current_process().authkey = random[96:128]
+            modules["multiprocessing.process"].current_process().authkey = random[64:96]
+        if numpy:
+            # A whole state: to have numpy make one of a seed would take longer than all else here.
+            key = memoryview(random[96:]).cast("I").tolist()
+            if twister:
+                twister.state = {"bit_generator": "MT19937", "state": {"key": key, "pos": 624}}
+            else:
+                numpy.seed(key)
 
     def job():
         """Returns in the child only, with the source and the namespace for it."""
@@ -194,7 +206,7 @@ def _tartarus(names):
         os.close(stdin)
         os.close(stdout)
         os.close(stderr)
-        random, body = packet[:128], packet[128:]
+        random, body = packet[:2592], packet[2592:]
         if more:
             body = os.pread(more[0], os.fstat(more[0]).st_size, 0)
             os.close(more[0])

@@ -4,14 +4,17 @@ use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
 use rustix::io::{Errno, write};
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::rand::{GetRandomFlags, getrandom};
 
-/// Random bytes that a job is seeded with.
-const RANDOM: usize = 128;
+use super::zygote::PYTHON_WARM;
+
+/// Random bytes that a job is seeded with: three keys of 32, and 624 words, which are a whole state of the generator that
+/// most libraries use.
+pub(super) const RANDOM: usize = 3 * 32 + 624 * 4;
 /// Bytes of the whole packet; a longer body goes into a file of its own.
 const PACKET: usize = 16 * 1024;
 /// Most bytes of a body: what `execve` would take of arguments and environment, and the source.
@@ -53,6 +56,14 @@ pub(crate) struct Plan<'a> {
 }
 
 impl Job {
+    /// One whose output nobody needs.
+    pub(super) fn warm() -> Result<Self, Errno> {
+        let null = |flags| open("/dev/null", flags | OFlags::CLOEXEC, Mode::empty());
+        let files = [null(OFlags::RDONLY)?, null(OFlags::WRONLY)?, null(OFlags::WRONLY)?];
+        let plan = Plan { piped: true, ids: None, cwd: "/", arguments: &[], env: None, code: PYTHON_WARM };
+        Self::new(&plan, files).map_err(|_| Errno::INVAL)
+    }
+
     /// Puts a job together, or says why it cannot be one.
     pub(crate) fn new(plan: &Plan<'_>, files: [OwnedFd; 3]) -> Result<Self, String> {
         let mut body = Vec::with_capacity(plan.code.len() + 256);

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use tartarus_guest::{End, Frame, HelloAck, Kind, ProcessState, RunnerState, Start, StartRunner, message};
 
-use super::spare::Plan;
+use super::spare::{Plan, RANDOM};
 use super::zygote::{Heard, Zygote};
 use super::{Job, root};
 use crate::agent::tests::{Host, agent};
@@ -209,7 +209,7 @@ fn the_bytes_of_the_job_decide_its_randomness() {
                 Heard::End => panic!("{}", zygote.last_words()),
             }
         };
-        spare.seeded(&Job::new(&plan, files).unwrap(), &[seed; 128]).unwrap();
+        spare.seeded(&Job::new(&plan, files).unwrap(), &[seed; RANDOM]).unwrap();
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
         text

@@ -21,6 +21,8 @@ use crate::users::User;
 
 /// The program for Python.
 const PYTHON: &str = include_str!("python.py");
+/// A job that uses what most jobs use, the report of an error too.
+pub(crate) const PYTHON_WARM: &str = include_str!("warm.py");
 /// Names the socket's descriptor in the zygote's environment.
 const SOCKET: &str = "TARTARUS_RUNNER_FD";
 /// Bytes of its output that are kept.
@@ -35,6 +37,8 @@ pub(crate) struct Zygote {
     pub(crate) pid: u32,
     /// It has sent a spare.
     pub(crate) ready: bool,
+    /// A child of it has run a job.
+    pub(crate) warmed: bool,
     /// It is gone, and its number may be another's.
     pub(crate) reaped: bool,
     control: OwnedFd,
@@ -87,7 +91,15 @@ impl Zygote {
             });
         }
         let child = command.spawn()?;
-        Ok(Self { pid: child.id(), ready: false, reaped: false, control, output: output.into(), tail: Vec::new() })
+        Ok(Self {
+            pid: child.id(),
+            ready: false,
+            warmed: false,
+            reaped: false,
+            control,
+            output: output.into(),
+            tail: Vec::new(),
+        })
     }
 
     /// Asks for a spare. An error is the zygote's end, of which more is heard.
