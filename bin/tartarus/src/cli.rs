@@ -16,11 +16,10 @@ use clap_complete::Shell;
 
 pub(crate) use parse::{env_map, millis};
 pub(crate) use sandbox::{
-    CodeArgs, CreateArgs, ExecArgs, IdsArgs, InspectArgs, KillArgs, LogsArgs, PsArgs, RunArgs, SnapshotArgs,
-    StreamName, WaitArgs,
+    CodeArgs, CreateArgs, ExecArgs, IdsArgs, InspectArgs, KillArgs, LogsArgs, PsArgs, RunArgs, StreamName, WaitArgs,
 };
 pub(crate) use space::{DfArgs, PruneArgs};
-pub(crate) use template::{RunnerChoice, TemplateArgs, TemplateCommand};
+pub(crate) use template::{TemplateArgs, TemplateCommand};
 
 const AFTER: &str = "\
 Environment:

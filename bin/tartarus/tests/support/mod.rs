@@ -45,6 +45,10 @@ pub(crate) struct Script {
     pub(crate) kills: Vec<Value>,
     pub(crate) connections: usize,
     pub(crate) uploads: HashMap<String, Vec<u8>>,
+    /// The template was there before.
+    pub(crate) template_known: bool,
+    /// Requests about templates, pauses and space: method, path and body.
+    pub(crate) asked: Vec<(String, Value)>,
 }
 
 pub(crate) type Shared = Arc<Mutex<Script>>;
@@ -71,6 +75,8 @@ pub(crate) fn script() -> Shared {
         kills: Vec::new(),
         connections: 0,
         uploads: HashMap::new(),
+        template_known: false,
+        asked: Vec::new(),
     }))
 }
 
@@ -167,6 +173,13 @@ fn router(script: Shared) -> Router {
         .route("/v1/sandboxes/{id}/execs/{exec}/stdin", post(exec_stdin))
         .route("/v1/sandboxes/{id}/execs/{exec}/signal", post(signalled))
         .route("/v1/images", post(import))
+        .route("/v1/templates", post(template_made))
+        .route("/v1/templates/{name}", get(template_shown).delete(template_gone))
+        .route("/v1/templates/{name}/rebuild", post(template_rebuilt))
+        .route("/v1/sandboxes/{id}/pause", post(stood))
+        .route("/v1/sandboxes/{id}/resume", post(stood))
+        .route("/v1/df", get(space))
+        .route("/v1/prune", post(pruned))
         .with_state(script)
 }
 
@@ -202,6 +215,62 @@ async fn create(State(script): State<Shared>, headers: HeaderMap, Json(body): Js
         return broken(Vec::new());
     }
     (StatusCode::ACCEPTED, Json(sandbox(&script))).into_response()
+}
+
+/// A template with one snapshot, which the script's sandbox makes.
+fn template(script: &Script) -> Value {
+    let state = match script.outcome.as_ref().map(Outcome::state) {
+        None => "building",
+        Some(Life::Succeeded) => "ready",
+        Some(_) => "failed",
+    };
+    let shape = json!({ "cpus": 1, "memory_mib": 512 });
+    json!({
+        "name": "t", "image": "sha256:i", "cpus": 1, "memory_mib": 512, "disk_mib": 64, "env": {}, "workdir": null,
+        "user": null, "created_at": 1, "snapshots": [{ "shape": shape, "golden": "g", "state": state,
+        "sandbox": script.id, "why": null, "bytes": null, "layer_bytes": null, "created_at": null }],
+    })
+}
+
+fn asked(script: &Shared, what: &str, body: Value) {
+    lock(script).asked.push((what.to_owned(), body));
+}
+
+async fn template_made(State(script): State<Shared>, Json(body): Json<Value>) -> Response {
+    asked(&script, "create", body);
+    let script = lock(&script);
+    let status = if script.template_known { StatusCode::OK } else { StatusCode::CREATED };
+    (status, Json(template(&script))).into_response()
+}
+
+async fn template_shown(State(script): State<Shared>) -> Response {
+    Json(template(&lock(&script))).into_response()
+}
+
+async fn template_rebuilt(State(script): State<Shared>, Path(name): Path<String>) -> Response {
+    asked(&script, "rebuild", json!(name));
+    (StatusCode::ACCEPTED, Json(template(&lock(&script)))).into_response()
+}
+
+async fn template_gone(State(script): State<Shared>, Path(name): Path<String>) -> Response {
+    asked(&script, "remove", json!(name));
+    StatusCode::NO_CONTENT.into_response()
+}
+
+async fn stood(State(script): State<Shared>, Path(id): Path<String>, uri: axum::http::Uri) -> Response {
+    asked(&script, uri.path().rsplit('/').next().unwrap(), json!(id));
+    Json(sandbox(&lock(&script))).into_response()
+}
+
+async fn space() -> Response {
+    Json(json!(tartarus_api::v1::DiskUsage { reclaimable: 3 << 20, ..Default::default() })).into_response()
+}
+
+async fn pruned(State(script): State<Shared>, Json(body): Json<Value>) -> Response {
+    asked(&script, "prune", body.clone());
+    let dry_run = body["dry_run"] == true;
+    let pruned = tartarus_api::v1::Pruned { dry_run, sandboxes: 2, bytes: 5 << 10, ..Default::default() };
+    Json(json!(pruned)).into_response()
 }
 
 async fn list(State(script): State<Shared>) -> Response {

@@ -32,11 +32,13 @@ pub(super) async fn follow(client: &Client, template: &Template, spinner: &Spinn
         let outcome = ended.outcome.filter(|outcome| outcome.state() != State::Succeeded);
         let Some(outcome) = outcome else { continue };
         spinner.clear();
-        let from_start = [Some(0), Some(0)];
-        // What it said is the better half of the cause, and not worth losing the other half for.
-        if let Err(error) = pump(client, &Process::main(maker.as_str()), from_start, false, Style::Told, spinner).await
-        {
-            note(&format!("its output could not be read: {error:#}"));
+        // One stream after the other: both go to the same place here, and pieces of lines would be mixed.
+        for from in [[Some(0), None], [None, Some(0)]] {
+            // What it said is the better half of the cause, and not worth losing the other half for.
+            if let Err(error) = pump(client, &Process::main(maker.as_str()), from, false, Style::Told, spinner).await {
+                note(&format!("its output could not be read: {error:#}"));
+                break;
+            }
         }
         note(&format!(
             "the snapshot of {} for {} was not made: {}",
