@@ -20,8 +20,19 @@ fn lines(text: &str) -> Vec<(String, String)> {
 fn two_clones_differ_in_everything_that_is_secret() {
     let server = Server::start();
     server.ok(&[
-        "template", "create", "twins", "--from", "python", "--memory", "512M", "--disk", "256M", "--runner", "python",
-        "--preload", "random,numpy,ssl,uuid,secrets",
+        "template",
+        "create",
+        "twins",
+        "--from",
+        "python",
+        "--memory",
+        "512M",
+        "--disk",
+        "256M",
+        "--runner",
+        "python",
+        "--preload",
+        "random,numpy,ssl,uuid,secrets",
     ]);
     // The first job of a clone runs in a child that was forked before the snapshot, the second in one forked after.
     for round in ["first", "second"] {
@@ -48,8 +59,10 @@ fn a_warm_process_reseeds_itself_before_any_command_runs() {
         def write(): open('/tmp/number.new', 'w').write(str(random.random())); os.rename('/tmp/number.new', '/tmp/number')\n\
         random.seed(1)\nwrite()\nprint('up', flush=True)\n\
         while True:\n  seed = s.recv(64)\n  if not seed: break\n  random.seed(seed)\n  write()\n  s.send(b'ok')\n";
-    let file = format!("cat > /daemon.py <<'EOF'\n{program}EOF\nsetsid python3 /daemon.py > /tmp/log 2>&1 < /dev/null &\n\
-        while ! grep -q up /tmp/log; do sleep 0.1; done");
+    let file = format!(
+        "cat > /daemon.py <<'EOF'\n{program}EOF\nsetsid python3 /daemon.py > /tmp/log 2>&1 < /dev/null &\n\
+        while ! grep -q up /tmp/log; do sleep 0.1; done"
+    );
     server.ok(&["template", "create", "daemon", "--from", "python", "--disk", "256M", "--warm", &file]);
     let ids = [(); 2].map(|()| running(&server, &["daemon"]));
     let [a, b] = ids.each_ref().map(|id| sh(&server, id, "cat /tmp/number"));

@@ -41,7 +41,8 @@ fn an_exec_waits_for_the_machine_to_go_on() {
     let server = Server::start();
     let id = running(&server, &["busybox"]);
     server.ok(&["pause", &id]);
-    let mut exec = server.cli(&["exec", &id, "--", "date", "+%s"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut exec =
+        server.cli(&["exec", &id, "--", "date", "+%s"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
     std::thread::sleep(Duration::from_secs(3));
     assert!(exec.try_wait().unwrap().is_none(), "it ran in a machine that stands still");
     server.ok(&["resume", &id]);

@@ -98,7 +98,8 @@ fn a_template_without_a_runner_says_so() {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(125), "{errors}");
     assert!(errors.contains("runner") && errors.contains("--runner python"), "{errors}");
-    let output = server.run(&["template", "create", "bad", "--from", "python", "--runner", "python", "--preload", "no_such"]);
+    let output =
+        server.run(&["template", "create", "bad", "--from", "python", "--runner", "python", "--preload", "no_such"]);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{errors}");
     assert!(errors.contains("no_such"), "{errors}");

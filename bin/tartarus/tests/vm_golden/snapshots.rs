@@ -38,7 +38,12 @@ fn what_the_warm_up_wrote_is_there_and_its_disk_is_clean() {
     }
     let layer = folder(&server, "warm").join("layer");
     let fsck = Command::new("e2fsck").args(["-f", "-n", layer.to_str().unwrap()]).output().unwrap();
-    assert!(fsck.status.success(), "{}\n{}", String::from_utf8_lossy(&fsck.stdout), String::from_utf8_lossy(&fsck.stderr));
+    assert!(
+        fsck.status.success(),
+        "{}\n{}",
+        String::from_utf8_lossy(&fsck.stdout),
+        String::from_utf8_lossy(&fsck.stderr)
+    );
     server.nothing_left();
 }
 
@@ -50,7 +55,8 @@ fn a_warm_up_that_fails_leaves_no_template_and_says_what_it_said() {
     assert_eq!(output.status.code(), Some(1), "{errors}");
     assert!(errors.contains("this is why"), "{errors}");
     assert!(!server.run(&["template", "inspect", "bad"]).status.success(), "the template is still there");
-    let left: Vec<_> = std::fs::read_dir(server.data.join("snapshots")).unwrap().flatten().map(|e| e.file_name()).collect();
+    let left: Vec<_> =
+        std::fs::read_dir(server.data.join("snapshots")).unwrap().flatten().map(|e| e.file_name()).collect();
     assert!(left.iter().all(|name| name.to_str().unwrap().starts_with('.') || name.len() == 64), "{left:?}");
     server.nothing_left();
 }
@@ -98,7 +104,8 @@ fn a_snapshot_of_another_hypervisor_is_named_and_made_again() {
 
 fn folder_of_only(server: &Server) -> std::path::PathBuf {
     let root = server.data.join("snapshots");
-    let mut found: Vec<_> = std::fs::read_dir(&root).unwrap().flatten().map(|e| e.path().join("manifest.json")).collect();
+    let mut found: Vec<_> =
+        std::fs::read_dir(&root).unwrap().flatten().map(|e| e.path().join("manifest.json")).collect();
     found.retain(|p| std::fs::read_to_string(p).is_ok_and(|text| text.contains("\"old\"")));
     assert_eq!(found.len(), 1, "{found:?}");
     found.remove(0)

@@ -25,7 +25,20 @@ fn a_server_killed_while_it_makes_a_snapshot_makes_it_again_or_whole() {
     let mut server = Server::start();
     for wait in [500, 1500, 2500, 3000, 3300, 3600, 4000] {
         let name = format!("t{wait}");
-        server.ok(&["template", "create", &name, "--from", "busybox", "--memory", "128M", "--disk", "64M", "--warm", "echo w > /w", "--detach"]);
+        server.ok(&[
+            "template",
+            "create",
+            &name,
+            "--from",
+            "busybox",
+            "--memory",
+            "128M",
+            "--disk",
+            "64M",
+            "--warm",
+            "echo w > /w",
+            "--detach",
+        ]);
         std::thread::sleep(Duration::from_millis(wait));
         server.kill9();
         server.spawn();
@@ -44,11 +57,15 @@ fn a_server_killed_while_it_makes_a_snapshot_makes_it_again_or_whole() {
 #[test]
 fn a_hypervisor_killed_while_it_is_warmed_up_leaves_no_snapshot() {
     let server = Server::start();
-    server.ok(&["template", "create", "slow", "--from", "busybox", "--memory", "128M", "--disk", "64M", "--warm", "sleep 30", "--detach"]);
+    server.ok(&[
+        "template", "create", "slow", "--from", "busybox", "--memory", "128M", "--disk", "64M", "--warm", "sleep 30",
+        "--detach",
+    ]);
     let end = Instant::now() + Duration::from_secs(60);
     let builder = loop {
         let all = server.json(&["ps", "--json"]);
-        let found = all.as_array().unwrap().iter().find(|s| s["template"] == "slow" && s["state"] == "running").cloned();
+        let found =
+            all.as_array().unwrap().iter().find(|s| s["template"] == "slow" && s["state"] == "running").cloned();
         if let Some(found) = found {
             break found["id"].as_str().unwrap().to_owned();
         }
@@ -60,7 +77,8 @@ fn a_hypervisor_killed_while_it_is_warmed_up_leaves_no_snapshot() {
     server.until(&builder, &["failed", "lost"]);
     assert_eq!(states(&server, "slow"), ["failed"]);
     let left: Vec<_> = std::fs::read_dir(server.data.join("snapshots")).unwrap().flatten().map(|e| e.path()).collect();
-    let slow = |p: &std::path::PathBuf| std::fs::read_to_string(p.join("manifest.json")).is_ok_and(|m| m.contains("\"slow\""));
+    let slow =
+        |p: &std::path::PathBuf| std::fs::read_to_string(p.join("manifest.json")).is_ok_and(|m| m.contains("\"slow\""));
     assert!(!left.iter().any(slow), "{left:?}");
     server.nothing_left();
 }

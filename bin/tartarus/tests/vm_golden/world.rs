@@ -54,7 +54,8 @@ pub(crate) fn states(server: &Server, name: &str) -> Vec<String> {
 pub(crate) fn folder(server: &Server, name: &str) -> std::path::PathBuf {
     let template = server.json(&["template", "inspect", name, "--json"]);
     let golden = template["snapshots"][0]["golden"].as_str().unwrap();
-    let mut found: Vec<_> = std::fs::read_dir(server.data.join("snapshots")).unwrap().flatten().map(|e| e.path()).collect();
+    let mut found: Vec<_> =
+        std::fs::read_dir(server.data.join("snapshots")).unwrap().flatten().map(|e| e.path()).collect();
     found.retain(|path| path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(golden)));
     found.pop().unwrap_or_else(|| panic!("no folder of {golden}"))
 }

@@ -132,7 +132,8 @@ pub(super) fn argv(program: &Path, accel: Accel, machine: &Machine, start: Start
         "-netdev".into(),
         "hubport,id=net0,hubid=0".into(),
         "-device".into(),
-        format!("virtio-net-device,netdev=net0,mac={MAC}"),
+        // No announcement after a restore: it wakes half of the guest's network code, and every clone has a network of its own.
+        format!("virtio-net-device,netdev=net0,mac={MAC},guest_announce=off"),
     ];
     if start == Start::Restore {
         args.extend(["-incoming".into(), format!("fd:{STATE_FD}")]);
@@ -191,7 +192,7 @@ mod tests {
              -device virtio-blk-device,drive=layer -device virtio-serial-device \
              -chardev socket,id=agent,fd=100,server=on,wait=off \
              -device virtserialport,chardev=agent,name=tartarus.agent.1 \
-             -netdev hubport,id=net0,hubid=0 -device virtio-net-device,netdev=net0,mac=02:54:54:00:00:01"
+             -netdev hubport,id=net0,hubid=0 -device virtio-net-device,netdev=net0,mac=02:54:54:00:00:01,guest_announce=off"
         );
     }
 
