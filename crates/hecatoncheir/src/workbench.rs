@@ -84,8 +84,8 @@ impl HostStore {
         let (state, format) = made.await.map_err(|e| e.to_string())?;
         let layer = Layer { path: dir.join(LAYER), format: disk_format(format) };
         let memory = Arc::clone(&**base);
-        let hold = Hold::on((base, lease));
-        Ok((layer, Start::Snapshot { golden, from: Restore { memory, state }, hold }))
+        let from = Restore { memory, state };
+        Ok((layer, Start::Snapshot { golden, from, hold: Hold::on(base), files: Hold::on(lease) }))
     }
 
     /// The layer for a cold boot: the golden one, where there is one, so that what the warm-up wrote is there.
@@ -128,7 +128,11 @@ impl Workshop for HostStore {
         let (kernel, initramfs) = self.kernel(&spec.kernel).await?;
         let (driver, _) = self.choose(&spec.kernel, false).await?;
         let restored = match self.fitting(spec, &*driver) {
-            Ok(golden) => self.restore(golden, dir).await,
+            Ok(golden) => {
+                let name = golden.snapshot.golden().to_owned();
+                // A file that was found damaged is not read again for each sandbox.
+                self.restore(golden, dir).await.inspect_err(|why| self.put_distrust(&name, why))
+            }
             Err(why) => Err(why),
         };
         let (layer, start) = match restored {

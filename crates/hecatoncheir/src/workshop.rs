@@ -64,8 +64,10 @@ pub enum Start {
         golden: String,
         /// Memory and devices.
         from: Restore,
-        /// What it shares with others of the same snapshot.
+        /// What it shares with others of the same snapshot, for as long as it lives.
         hold: Hold,
+        /// Keeps the snapshot's files where they are until the guest has answered.
+        files: Hold,
     },
 }
 

@@ -14,7 +14,7 @@ fn lines(server: &Server, id: &str) -> usize {
 #[test]
 fn nothing_runs_while_it_stands_still_and_its_timeout_waits() {
     let server = Server::start();
-    let id = server.ok(&["create", "busybox", "--timeout", "8s", "--", "sh", "-c", COUNT]);
+    let id = server.ok(&["run", "--detach", "--timeout", "8s", "busybox", "--", "sh", "-c", COUNT]);
     server.until(&id, &["running"]);
     while lines(&server, &id) < 5 {
         std::thread::sleep(Duration::from_millis(50));
@@ -58,7 +58,7 @@ fn an_exec_waits_for_the_machine_to_go_on() {
 #[test]
 fn it_stands_still_over_the_servers_death_and_can_be_ended() {
     let mut server = Server::start();
-    let id = server.ok(&["create", "busybox", "--", "sh", "-c", COUNT]);
+    let id = server.ok(&["run", "--detach", "busybox", "--", "sh", "-c", COUNT]);
     server.until(&id, &["running"]);
     server.ok(&["pause", &id]);
     server.kill9();

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::harness::{Server, signal};
-use crate::world::{newest, running, sh, started_from, states, template};
+use crate::world::{newest, running, sh, sized, started_from, states, template};
 
 /// Memfds of loaded snapshots, by inode, over all processes of the server's sandboxes and its keeper.
 fn loaded(pids: &[u32]) -> std::collections::BTreeSet<u64> {
@@ -88,7 +88,7 @@ fn a_hypervisor_killed_while_it_is_warmed_up_leaves_no_snapshot() {
 fn clones_and_their_shared_memory_survive_the_server() {
     let mut server = Server::start();
     for i in 0..8 {
-        template(&server, &format!("m{i}"), &["--warm", &format!("echo {i} > /number"), "--memory", "512M"]);
+        sized(&server, &format!("m{i}"), "512M", &["--warm", &format!("echo {i} > /number")]);
     }
     let before: Vec<String> = (0..8).map(|i| running(&server, &[&format!("m{i}")])).collect();
     let keeper = server.keeper().expect("a keeper");

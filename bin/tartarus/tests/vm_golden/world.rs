@@ -35,7 +35,12 @@ pub(crate) fn newest(server: &Server) -> Value {
 
 /// A template of the busybox image whose snapshot is ready.
 pub(crate) fn template(server: &Server, name: &str, args: &[&str]) {
-    let all: Vec<&str> = ["template", "create", name, "--from", "busybox", "--memory", "128M", "--disk", "64M"]
+    sized(server, name, "128M", args);
+}
+
+/// The same with so much memory.
+pub(crate) fn sized(server: &Server, name: &str, memory: &str, args: &[&str]) {
+    let all: Vec<&str> = ["template", "create", name, "--from", "busybox", "--memory", memory, "--disk", "64M"]
         .iter()
         .chain(args)
         .copied()

@@ -30,6 +30,8 @@ pub(super) struct Launched {
     pub(super) vm: Box<dyn Vm>,
     /// What it shares with other machines.
     pub(super) hold: Hold,
+    /// The snapshot's files, which the hypervisor may not have opened yet.
+    pub(super) files: Hold,
     pub(super) origin: Origin,
 }
 
@@ -85,13 +87,16 @@ impl Prepared {
     pub(super) async fn launch(self, start_ms: u64) -> Result<Launched, CannotStart> {
         let deadlines = Deadlines { wall_ms: Some(start_ms + SUPERVISOR_SLACK_MS), idle_ms: None, lease_ms: None };
         let Ready { machine, driver, start } = self.ready;
-        let (vm, hold, origin) = match start {
-            Start::Cold { .. } => (driver.boot(&machine, deadlines).await, Hold::default(), Origin::Booted),
-            Start::Snapshot { from, hold, .. } => {
-                (driver.restore(&machine, from, deadlines).await, hold, Origin::Restored)
+        match start {
+            Start::Cold { .. } => {
+                let vm = driver.boot(&machine, deadlines).await.map_err(CannotStart::retry)?;
+                Ok(Launched { vm, hold: Hold::default(), files: Hold::default(), origin: Origin::Booted })
             }
-        };
-        Ok(Launched { vm: vm.map_err(CannotStart::retry)?, hold, origin })
+            Start::Snapshot { from, hold, files, .. } => {
+                let vm = driver.restore(&machine, from, deadlines).await.map_err(CannotStart::retry)?;
+                Ok(Launched { vm, hold, files, origin: Origin::Restored })
+            }
+        }
     }
 }
 
@@ -126,7 +131,10 @@ impl Launched {
     }
 
     pub(super) fn greeted(self, link: GuestLink, events: mpsc::Receiver<GuestEvent>, ack: HelloAck) -> Greeted {
-        Greeted { vm: self.vm, hold: self.hold, link, events, ack }
+        let Self { vm, hold, files, .. } = self;
+        // It runs, so its hypervisor has opened what it needs.
+        drop(files);
+        Greeted { vm, hold, link, events, ack }
     }
 
     pub(super) async fn unwind(self) {

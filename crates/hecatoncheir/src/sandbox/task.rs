@@ -290,7 +290,7 @@ impl Task {
                 if let Some(end) = self.stand_still(&*vm).await {
                     return end;
                 }
-                let launched = Launched { vm, hold, origin };
+                let launched = Launched { vm, hold, files: Hold::default(), origin };
                 if self.home.begun() {
                     return self.greet_again(launched).await;
                 }
