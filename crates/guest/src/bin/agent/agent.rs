@@ -122,6 +122,7 @@ impl Agent {
                 (Some(process), Role::Output(stream)) => process.output(stream).wake(),
                 (None, _) => {}
             },
+            Source::Spare(spare, part) => self.job_news(spare, part),
             Source::Drain(fd) => {
                 if let Some((_, ready)) = self.drains.get_mut(&fd) {
                     *ready = true;
@@ -197,12 +198,6 @@ impl Agent {
             while process.pump() {
                 moved = true;
             }
-            for pipe in process.leftovers() {
-                // When it cannot be watched it is closed, and a child that writes to it gets a SIGPIPE.
-                if self.events.only_drain(pipe.as_fd()).is_ok() {
-                    self.drains.insert(pipe.as_raw_fd(), (pipe, true));
-                }
-            }
             if self.session.is_open()
                 && let Some(offset) = process.input.ack()
             {
@@ -270,8 +265,14 @@ impl Agent {
         moved
     }
 
-    /// Empties the pipes that children of ended processes still write to.
+    /// Empties the pipes that children of ended processes still write to. Comes last, when the host was told of the end.
     fn drain(&mut self) -> bool {
+        for pipe in self.processes.values_mut().flat_map(Process::leftovers) {
+            // When it cannot be watched it is closed, and a child that writes to it gets a SIGPIPE.
+            if self.events.only_drain(pipe.as_fd()).is_ok() {
+                self.drains.insert(pipe.as_raw_fd(), (pipe, true));
+            }
+        }
         let buffer = self.buffer.as_mut_slice();
         self.drains.retain(|_, (pipe, ready)| {
             for _ in 0..READS {

@@ -36,6 +36,8 @@ pub(crate) enum Source {
     Drain(RawFd),
     /// The runner's zygote.
     Runner(RunnerPart),
+    /// A descriptor of a spare, also of the job that it became; by the spare's number.
+    Spare(u32, SparePart),
     /// The socket for processes that want to hear of a restore, or one of its connections.
     Hook,
 }
@@ -47,6 +49,15 @@ pub(crate) enum RunnerPart {
     Control,
     /// The pipe that is its standard output and standard error.
     Output,
+}
+
+/// What of a spare has news.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SparePart {
+    /// The pipe that is an output stream.
+    Output(Stream),
+    /// Its socket.
+    Socket,
 }
 
 impl Source {
@@ -62,11 +73,14 @@ impl Source {
             Self::Hook => 7,
             Self::Runner(RunnerPart::Control) => 7 | 1 << 3,
             Self::Runner(RunnerPart::Output) => 7 | 2 << 3,
+            Self::Spare(spare, SparePart::Output(Stream::Stdout)) => 7 | 3 << 3 | u64::from(spare) << 6,
+            Self::Spare(spare, SparePart::Output(Stream::Stderr)) => 7 | 4 << 3 | u64::from(spare) << 6,
+            Self::Spare(spare, SparePart::Socket) => 7 | 5 << 3 | u64::from(spare) << 6,
         }
     }
 
     fn decode(number: u64) -> Option<Self> {
-        let process = (number >> 3) as u32;
+        let (process, spare) = ((number >> 3) as u32, (number >> 6) as u32);
         Some(match number & 7 {
             0 => Self::Port,
             1 => Self::Children,
@@ -75,10 +89,13 @@ impl Source {
             4 => Self::Pipe(process, Role::Output(Stream::Stderr)),
             5 => Self::Drain((number >> 3) as RawFd),
             6 => Self::Pressure,
-            _ => match number >> 3 {
+            _ => match number >> 3 & 7 {
                 0 => Self::Hook,
                 1 => Self::Runner(RunnerPart::Control),
                 2 => Self::Runner(RunnerPart::Output),
+                3 => Self::Spare(spare, SparePart::Output(Stream::Stdout)),
+                4 => Self::Spare(spare, SparePart::Output(Stream::Stderr)),
+                5 => Self::Spare(spare, SparePart::Socket),
                 _ => return None,
             },
         })
@@ -106,6 +123,11 @@ impl Events {
     /// Watches `fd` in both directions until it is closed.
     pub(crate) fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> Result<(), Errno> {
         epoll::add(&self.epoll, fd, EventData::new_u64(source.encode()), flags())
+    }
+
+    /// Watches `fd` for what it receives, and not for room to send.
+    pub(crate) fn listen(&self, fd: BorrowedFd<'_>, source: Source) -> Result<(), Errno> {
+        epoll::add(&self.epoll, fd, EventData::new_u64(source.encode()), EventFlags::IN | EventFlags::ET)
     }
 
     /// Watches the trigger `fd` of a pressure file.
@@ -170,9 +192,11 @@ mod tests {
         let pipes = pipes.into_iter().flat_map(|role| [0, 1, u32::MAX].map(|process| Source::Pipe(process, role)));
         let others = [Source::Port, Source::Children, Source::Pressure, Source::Drain(0), Source::Drain(RawFd::MAX)];
         let more = [Source::Hook, Source::Runner(RunnerPart::Control), Source::Runner(RunnerPart::Output)];
-        for source in pipes.chain(others).chain(more) {
+        let parts = [SparePart::Output(Stream::Stdout), SparePart::Output(Stream::Stderr), SparePart::Socket];
+        let spares = parts.into_iter().flat_map(|part| [0, 1, u32::MAX].map(|spare| Source::Spare(spare, part)));
+        for source in pipes.chain(others).chain(more).chain(spares) {
             assert_eq!(Source::decode(source.encode()), Some(source));
         }
-        assert_eq!(Source::decode(7 | 3 << 3), None);
+        assert_eq!(Source::decode(7 | 6 << 3), None);
     }
 }

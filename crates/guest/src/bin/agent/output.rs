@@ -25,6 +25,11 @@ impl Output {
         Self { window: Window::default(), pipe: Some(pipe), readable: true, left: None }
     }
 
+    /// The stream of a process that had no pipe yet; what is kept of it stays.
+    pub(crate) fn open(&mut self, pipe: OwnedFd) {
+        (self.pipe, self.readable) = (Some(pipe), true);
+    }
+
     /// The pipe has news.
     pub(crate) fn wake(&mut self) {
         self.readable = true;

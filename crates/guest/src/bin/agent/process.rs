@@ -2,11 +2,14 @@
 
 use std::os::fd::OwnedFd;
 
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use rustix::process::WaitStatus;
 use tartarus_guest::{End, ProcessState, ProcessStatus, Stream};
 
 use crate::input::Input;
 use crate::output::Output;
+use crate::runner::Given;
 use crate::spawn::Spawned;
 use crate::window::Outside;
 
@@ -24,6 +27,8 @@ pub(crate) struct Process {
     pub(crate) input: Input,
     outputs: [Output; 2],
     end_sent: bool,
+    /// The spare that it was, and its end of which it may say that it is about to come.
+    spare: Option<(u32, OwnedFd)>,
 }
 
 impl Process {
@@ -34,11 +39,17 @@ impl Process {
             Ok(spawned) => {
                 input = spawned.stdin.map_or_else(Input::default, Input::new);
                 outputs = spawned.outputs.map(Output::new);
-                pid = spawned.pid;
+                pid = Some(spawned.pid);
             }
             Err(why) => end = Some(why),
         }
-        Self { token, pid, end, ooms, input, outputs, end_sent: false }
+        Self { token, pid, end, ooms, input, outputs, end_sent: false, spare: None }
+    }
+
+    /// A job that waits for the runner, which has no output pipes yet.
+    pub(crate) fn queued(token: String, stdin: Option<OwnedFd>, ooms: u64) -> Self {
+        let input = stdin.map_or_else(Input::default, Input::new);
+        Self { token, pid: None, end: None, ooms, input, outputs: Default::default(), end_sent: false, spare: None }
     }
 
     /// The attempt that it belongs to.
@@ -57,8 +68,29 @@ impl Process {
     }
 
     /// The runner started it.
-    pub(crate) fn began(&mut self, pid: u32) {
-        self.pid = Some(pid);
+    pub(crate) fn began(&mut self, given: Given) {
+        self.pid = Some(given.pid);
+        self.outputs.iter_mut().zip(given.outputs).for_each(|(output, pipe)| output.open(pipe));
+        self.spare = Some((given.spare, given.socket));
+    }
+
+    /// The number of the spare that it was.
+    pub(crate) fn spare(&self) -> Option<u32> {
+        self.spare.as_ref().map(|(number, _)| *number)
+    }
+
+    /// The code with which a job says that it ends, once, after the last of its output. The kernel takes its memory to
+    /// pieces before it reports the same, and nobody needs to wait for that.
+    pub(crate) fn last_word(&mut self) -> Option<i32> {
+        let (number, socket) = self.spare.take()?;
+        let mut word = [0; 2];
+        match recv(&socket, &mut word, RecvFlags::DONTWAIT) {
+            Ok((1, _)) if self.end.is_none() => return Some(i32::from(word[0])),
+            Err(Errno::AGAIN | Errno::INTR) => self.spare = Some((number, socket)),
+            // It is gone, became another program, or said what means nothing: its end is what is reaped.
+            _ => {}
+        }
+        None
     }
 
     /// It will never be started.
@@ -110,10 +142,18 @@ impl Process {
 
     /// It was reaped; `ooms` is the kernel's count now.
     pub(crate) fn exited(&mut self, status: WaitStatus, ooms: u64) {
+        match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => self.ends(Ok(code), ooms),
+            (None, signal) => self.ends(Err(signal.unwrap_or(0)), ooms),
+        }
+    }
+
+    /// It ends with a code or by a signal.
+    pub(crate) fn ends(&mut self, how: Result<i32, i32>, ooms: u64) {
         let oom_kills = u32::try_from(ooms.saturating_sub(self.ooms)).unwrap_or(u32::MAX);
-        self.end = Some(match (status.exit_status(), status.terminating_signal()) {
-            (Some(code), _) => End::Exited { code, oom_kills },
-            (None, signal) => End::Signalled { signal: signal.unwrap_or(0), oom_kills },
+        self.end = Some(match how {
+            Ok(code) => End::Exited { code, oom_kills },
+            Err(signal) => End::Signalled { signal, oom_kills },
         });
         self.outputs.iter_mut().for_each(Output::seal);
         self.input.close();

@@ -55,8 +55,8 @@ impl Held {
 /// A running command, and our ends of its pipes; none of them blocks.
 #[derive(Debug)]
 pub(crate) struct Spawned {
-    /// Its pid, which is also its process group; absent as long as it waits for the runner.
-    pub(crate) pid: Option<u32>,
+    /// Its pid, which is also its process group.
+    pub(crate) pid: u32,
     /// Absent when the command has no standard input.
     pub(crate) stdin: Option<OwnedFd>,
     /// Standard output and standard error.
@@ -96,7 +96,7 @@ pub(crate) fn spawn(
     // system calls.
     unsafe { command.pre_exec(move || prepare(&become_user, &cwd, &proc)) };
     match command.spawn() {
-        Ok(child) => Ok(Spawned { pid: Some(child.id()), stdin: pipes.stdin, outputs: pipes.outputs }),
+        Ok(child) => Ok(Spawned { pid: child.id(), stdin: pipes.stdin, outputs: pipes.outputs }),
         Err(error) => Err(explain(&error, program, start, &user)),
     }
 }
@@ -187,22 +187,34 @@ impl Pipes {
         watch: impl Fn(BorrowedFd<'_>, Role) -> Result<(), Errno>,
     ) -> io::Result<Self> {
         let (ours, theirs) = if stdin {
-            let (reader, writer) = owned_pipe(user)?;
-            ioctl_fionbio(&writer, true)?;
+            let (writer, reader) = stdin_pipe(user)?;
             watch(writer.as_fd(), Role::Stdin)?;
-            (Some(OwnedFd::from(writer)), OwnedFd::from(reader))
+            (Some(writer), reader)
         } else {
             (None, held.null.try_clone()?)
         };
-        let (out, their_out) = owned_pipe(user)?;
-        let (err, their_err) = owned_pipe(user)?;
-        for (reader, stream) in [&out, &err].into_iter().zip(Stream::ALL) {
-            ioctl_fionbio(reader, true)?;
+        let (outputs, [out, err]) = output_pipes(user)?;
+        for (reader, stream) in outputs.iter().zip(Stream::ALL) {
             watch(reader.as_fd(), Role::Output(stream))?;
         }
-        let theirs = [theirs, their_out.into(), their_err.into()];
-        Ok(Self { stdin: ours, outputs: [out.into(), err.into()], theirs })
+        Ok(Self { stdin: ours, outputs, theirs: [theirs, out, err] })
     }
+}
+
+/// A pipe for standard input: our end, which does not block, and the end of `user`'s process.
+pub(crate) fn stdin_pipe(user: &User) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = owned_pipe(user)?;
+    ioctl_fionbio(&writer, true)?;
+    Ok((writer.into(), reader.into()))
+}
+
+/// Pipes for standard output and error: our ends, which do not block, and those of `user`'s process.
+pub(crate) fn output_pipes(user: &User) -> io::Result<([OwnedFd; 2], [OwnedFd; 2])> {
+    let (out, their_out) = owned_pipe(user)?;
+    let (err, their_err) = owned_pipe(user)?;
+    ioctl_fionbio(&out, true)?;
+    ioctl_fionbio(&err, true)?;
+    Ok(([out.into(), err.into()], [their_out.into(), their_err.into()]))
 }
 
 /// A pipe that the user may open again, as `/dev/stdout` does.
@@ -210,9 +222,14 @@ fn owned_pipe(user: &User) -> io::Result<(PipeReader, PipeWriter)> {
     let (reader, writer) = io::pipe()?;
     // It is root's as it is made.
     if (user.uid, user.gid) != (0, 0) {
-        fchown(reader.as_fd(), Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))?;
+        hand_over(reader.as_fd(), user.uid, user.gid)?;
     }
     Ok((reader, writer))
+}
+
+/// Makes a pipe another user's.
+pub(crate) fn hand_over(pipe: BorrowedFd<'_>, uid: u32, gid: u32) -> Result<(), Errno> {
+    fchown(pipe, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
 }
 
 /// Sends a signal to the group of a child that was not reaped yet, so that the group is no other's.

@@ -1,16 +1,18 @@
 //! Code that the host wants to be run: the agent's side of [`Runner`](super::Runner).
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use rustix::io::Errno;
 use tartarus_guest::{End, Header, Kind, RunnerState, Start, StartRunner, message};
 
 use super::spare::{Ids, Plan};
 use super::{Dealt, Job, NO_RUNNER, watching};
 use crate::agent::Agent;
-use crate::events::Source;
+use crate::events::{Role, Source, SparePart};
+use crate::memory::oom_kills;
 use crate::process::Process;
-use crate::spawn::{Held, PATH, Pipes, Spawned, not_executable, user_of};
+use crate::spawn::{PATH, not_executable, stdin_pipe, user_of};
 use crate::users::User;
 
 impl Agent {
@@ -25,19 +27,40 @@ impl Agent {
     /// Makes a process of `code`. It runs when a spare waits for it, and is queued otherwise.
     pub(crate) fn start_job(&mut self, number: u32, start: &Start, code: &str) -> Result<(), String> {
         let ground = self.ground.as_ref().map_err(|why| why.clone())?;
-        let watch = |fd: BorrowedFd<'_>, role| self.events.watch(fd, Source::Pipe(number, role));
+        let watch = |fd: BorrowedFd<'_>| self.events.watch(fd, Source::Pipe(number, Role::Stdin));
         let made = self.runner.user().ok_or_else(|| not_executable(NO_RUNNER.to_owned())).and_then(|user| {
             let same = self.runner.start_env();
-            make(start, code, user, same == Some(&start.env), &ground.held, watch)
+            make(start, code, user, same == Some(&start.env), watch)
         });
-        let made = made.and_then(|(job, mut spawned)| {
+        let made = made.and_then(|(job, stdin)| {
             let taken = self.runner.take(number, job, &ground.held, &watching(&self.events));
-            spawned.pid = taken.map_err(not_executable)?;
-            Ok(spawned)
+            Ok((taken.map_err(not_executable)?, stdin))
         });
         // Not read anew: what was killed while nothing ran is nobody's, and reading costs a new clone milliseconds.
-        self.processes.insert(number, Process::new(start.token.clone(), made, self.ooms));
+        let process = match made {
+            Ok((given, stdin)) => {
+                let mut process = Process::queued(start.token.clone(), stdin, self.ooms);
+                given.into_iter().for_each(|given| process.began(given));
+                process
+            }
+            Err(end) => Process::new(start.token.clone(), Err(end), self.ooms),
+        };
+        self.processes.insert(number, process);
         Ok(())
+    }
+
+    /// A job has news, or a spare that is none yet and of which nothing is wanted.
+    pub(crate) fn job_news(&mut self, spare: u32, part: SparePart) {
+        let mut jobs = self.processes.values_mut();
+        let Some(process) = jobs.find(|process| process.spare() == Some(spare)) else { return };
+        match part {
+            SparePart::Output(stream) => process.output(stream).wake(),
+            SparePart::Socket => {
+                let Some(code) = process.last_word() else { return };
+                self.ooms = self.ground.as_ref().map_or(0, |ground| oom_kills(&ground.held.vmstat));
+                process.ends(Ok(code), self.ooms);
+            }
+        }
     }
 
     /// The zygote has news.
@@ -56,10 +79,11 @@ impl Agent {
 
     fn dealt(&mut self, (dealt, state): (Vec<Dealt>, Option<RunnerState>)) {
         for dealt in dealt {
-            let (Dealt::Started(number, _) | Dealt::Failed(number, _)) = dealt;
+            let (Dealt::Started(number, _) | Dealt::Failed(number, _)) = &dealt;
+            let number = *number;
             let Some(process) = self.processes.get_mut(&number) else { continue };
             match dealt {
-                Dealt::Started(_, pid) => process.began(pid),
+                Dealt::Started(_, given) => process.began(given),
                 Dealt::Failed(_, why) => process.failed(not_executable(why)),
             }
             self.answer_start(number);
@@ -100,15 +124,14 @@ impl Agent {
     }
 }
 
-/// Pipes and packet of a job.
+/// Packet and standard input of a job.
 fn make(
     start: &Start,
     code: &str,
     runner: &User,
     same_env: bool,
-    held: &Held,
-    watch: impl Fn(BorrowedFd<'_>, crate::events::Role) -> Result<(), rustix::io::Errno>,
-) -> Result<(Job, Spawned), End> {
+    watch: impl Fn(BorrowedFd<'_>) -> Result<(), Errno>,
+) -> Result<(Job, Option<OwnedFd>), End> {
     // Without a name it is who the runner is already: the user database is not read on the way of a fresh clone.
     let other = start.user.as_deref().map(|name| user_of(Some(name))).transpose()?;
     let user = other.as_ref().unwrap_or(runner);
@@ -122,9 +145,14 @@ fn make(
         let added = [("PATH", PATH), ("HOME", user.home.as_str())];
         added.into_iter().filter(|(name, _)| !start.env.contains_key(*name)).chain(given).collect()
     });
-    let plan = Plan { piped: start.stdin, ids, cwd, arguments: &start.argv, env, code };
-    let pipes = Pipes::new(start.stdin, user, held, watch)
-        .map_err(|error| not_executable(format!("could not make the pipes of a job: {error}")))?;
-    let job = Job::new(&plan, pipes.theirs).map_err(not_executable)?;
-    Ok((job, Spawned { pid: None, stdin: pipes.stdin, outputs: pipes.outputs }))
+    let (stdin, theirs) = if start.stdin {
+        let pipe = stdin_pipe(user).and_then(|pipe| watch(pipe.0.as_fd()).map(|()| pipe).map_err(Into::into));
+        let (ours, theirs) =
+            pipe.map_err(|error| not_executable(format!("could not make the pipe of a job: {error}")))?;
+        (Some(ours), Some(theirs))
+    } else {
+        (None, None)
+    };
+    let plan = Plan { ids, cwd, arguments: &start.argv, env, code };
+    Ok((Job::new(&plan, theirs).map_err(not_executable)?, stdin))
 }

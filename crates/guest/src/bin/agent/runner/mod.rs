@@ -18,18 +18,18 @@ use crate::events::Source;
 use crate::spawn::{Held, user_of};
 use crate::users::User;
 
-pub(crate) use spare::Job;
-use spare::Spare;
+pub(crate) use spare::{Given, Job};
+use spare::{Lines, Spare};
 use zygote::{Heard, Zygote};
 
 /// Watches a descriptor of the runner.
 pub(crate) type Watch<'a> = &'a dyn Fn(BorrowedFd<'_>, Source) -> Result<(), Errno>;
 
 /// What happened to a job that stood in the queue.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Dealt {
-    /// The job with this number became the process with this pid.
-    Started(u32, u32),
+    /// The job with this number runs.
+    Started(u32, Given),
     /// It will never be started.
     Failed(u32, String),
 }
@@ -40,13 +40,15 @@ pub(crate) struct Runner {
     wanted: Option<Wanted>,
     zygote: Option<Zygote>,
     spare: Option<Spare>,
-    /// The zygote was asked for a spare and did not send it yet.
-    asked: bool,
+    /// The zygote was asked for a spare, which will write to these, and did not send it yet.
+    asked: Option<Lines>,
+    /// How many spares were asked for.
+    count: u32,
     queue: VecDeque<(u32, Job)>,
     /// The host waits for the answer to its request.
     owed: bool,
     /// A job that only makes the interpreter's files ready in memory, before the host is told.
-    warming: Option<u32>,
+    warming: Option<Given>,
 }
 
 #[derive(Debug)]
@@ -62,7 +64,7 @@ impl Runner {
         if self.wanted.as_ref().is_none_or(|wanted| wanted.start != start) {
             self.zygote = None;
             self.spare = None;
-            self.asked = false;
+            self.asked = None;
             self.warming = None;
             self.wanted = Some(Wanted { start, user: root() });
         }
@@ -90,16 +92,22 @@ impl Runner {
         self.wanted.as_ref().map(|wanted| &wanted.start.env)
     }
 
-    /// Takes a job. Gives its pid when a spare waited for it, and nothing when it stands in the queue.
+    /// Takes a job. Gives its process when a spare waited for it, and nothing when it stands in the queue.
     ///
     /// # Errors
     /// Why it can never be started.
-    pub(crate) fn take(&mut self, number: u32, job: Job, held: &Held, watch: Watch<'_>) -> Result<Option<u32>, String> {
+    pub(crate) fn take(
+        &mut self,
+        number: u32,
+        job: Job,
+        held: &Held,
+        watch: Watch<'_>,
+    ) -> Result<Option<Given>, String> {
         if self.queue.is_empty()
             && let Some(spare) = self.spare.take()
-            && let Ok(pid) = spare.give(&job)
+            && let Ok(given) = spare.give(&job)
         {
-            return Ok(Some(pid));
+            return Ok(Some(given));
         }
         self.queue.push_back((number, job));
         self.ask(held, watch).inspect_err(|_| self.queue.retain(|(queued, _)| *queued != number)).map(|()| None)
@@ -118,14 +126,14 @@ impl Runner {
     /// The zygote has news: a spare, or its end.
     pub(crate) fn news(&mut self, held: &Held, watch: Watch<'_>) -> (Vec<Dealt>, Option<RunnerState>) {
         let mut dealt = Vec::new();
-        self.hear();
+        self.hear(watch);
         while let Some((number, job)) = self.queue.pop_front() {
             let given = self.spare.take().and_then(|spare| spare.give(&job).ok());
-            let Some(pid) = given else {
+            let Some(given) = given else {
                 self.queue.push_front((number, job));
                 break;
             };
-            dealt.push(Dealt::Started(number, pid));
+            dealt.push(Dealt::Started(number, given));
         }
         if self.warming.is_some() && self.queue.is_empty() {
             return (dealt, None);
@@ -149,15 +157,15 @@ impl Runner {
         if self.spare.as_ref().is_some_and(|spare| spare.pid == pid) {
             self.spare = None;
         }
-        if self.warming == Some(pid) {
+        if self.warming.as_ref().is_some_and(|warming| warming.pid == pid) {
             self.warming = None;
             return self.news(held, watch);
         }
         if self.zygote.as_ref().is_none_or(|zygote| zygote.pid != pid) {
             return (Vec::new(), None);
         }
-        self.hear();
-        self.asked = false;
+        self.hear(watch);
+        self.asked = None;
         self.zygote.iter_mut().for_each(|zygote| zygote.reaped = true);
         match self.zygote.take() {
             // It never got as far as a child: it would not the next time either, and the host is told why.
@@ -171,13 +179,18 @@ impl Runner {
     }
 
     /// Takes the spares that the zygote sent.
-    fn hear(&mut self) {
+    fn hear(&mut self, watch: Watch<'_>) {
         let Some(zygote) = &mut self.zygote else { return };
         loop {
             match zygote.hear() {
-                Heard::Spare(spare) => {
+                Heard::Spare(socket) => {
+                    // What was not asked for, or can be neither known nor watched, is let go and ends.
+                    let Some(lines) = self.asked.take() else { continue };
+                    let Some(spare) = Spare::new(socket, lines) else { continue };
+                    if spare.watch(watch).is_err() {
+                        continue;
+                    }
                     zygote.ready = true;
-                    self.asked = false;
                     // Before a snapshot, not in the clone: what a job reads of the interpreter's files is in memory then.
                     if self.owed && self.queue.is_empty() && !std::mem::replace(&mut zygote.warmed, true) {
                         self.warming = Job::warm().and_then(|job| spare.give(&job)).ok();
@@ -198,15 +211,18 @@ impl Runner {
     /// Sees to it that a spare is on its way.
     fn ask(&mut self, held: &Held, watch: Watch<'_>) -> Result<(), String> {
         let Some(wanted) = &self.wanted else { return Err(NO_RUNNER.to_owned()) };
-        if self.asked {
+        if self.asked.is_some() {
             return Ok(());
         }
         if self.zygote.is_none() {
             self.zygote = Some(Zygote::launch(&wanted.start, &wanted.user, held, watch)?);
         }
+        self.count = self.count.wrapping_add(1);
+        let made = Lines::new(self.count, &wanted.user, watch);
+        let (lines, theirs) = made.map_err(|error| format!("could not make the pipes of a job: {error}"))?;
         // When it ended meanwhile, the next news say so and it is started anew.
-        self.asked = true;
-        self.zygote.iter().for_each(Zygote::ask);
+        self.asked = Some(lines);
+        self.zygote.iter().for_each(|zygote| zygote.ask(&theirs));
         Ok(())
     }
 
@@ -226,7 +242,11 @@ pub(crate) const NO_RUNNER: &str = "the template has no runner: code needs one, 
 
 /// Watches what the runner wants to be watched.
 pub(crate) fn watching(events: &crate::events::Events) -> impl Fn(BorrowedFd<'_>, Source) -> Result<(), Errno> + '_ {
-    move |fd, source| events.watch(fd, source)
+    move |fd, source| match source {
+        // An edge for each packet that a spare took would wake the agent in the middle of a job's start.
+        Source::Spare(..) => events.listen(fd, source),
+        _ => events.watch(fd, source),
+    }
 }
 
 #[cfg(test)]

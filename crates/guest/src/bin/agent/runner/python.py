@@ -30,7 +30,7 @@ def _tartarus(names):
         short job. Here only what the job made goes, as it would there; in any odd case the rest is left to the
         interpreter."""
         try:
-            if modules["_thread"]._count() or streams != (sys.stdout, sys.stderr):
+            if thread._count() or streams != (sys.stdout, sys.stderr):
                 return
             flush()
         except BaseException:
@@ -59,6 +59,12 @@ def _tartarus(names):
             flush()
         except BaseException:
             os._exit(120)
+        if getpid() == pid:
+            # The agent does not wait for the kernel, which takes the memory to pieces first.
+            try:
+                os.write(socket, bytes((status,)))
+            except OSError:
+                pass
         os._exit(status)
 
     def flush():
@@ -67,6 +73,28 @@ def _tartarus(names):
                 stream.flush()
         if fflush:
             fflush(None)
+
+    def twister_of(numpy):
+        """The memory of the state of numpy's generator, a position last; `None` where that is not certain."""
+        try:
+            bits, ctypes = numpy.mtrand._rand._bit_generator, modules["ctypes"]
+            if type(bits).__name__ != "MT19937":
+                return None
+            state = bits.state
+            key = state["state"]["key"]
+            state["state"]["pos"] = 624
+            bits.state = state
+            memory = memoryview((ctypes.c_char * 2496).from_address(bits.ctypes.state_address)).cast("B")
+            if bytes(memory) != key.tobytes():
+                return None
+            memory[:] = probe = memory[4:].tobytes() + b"abcd"
+            state = bits.state["state"]
+            return memory if (state["key"].tobytes(), state["pos"]) == (probe, 624) else None
+        except Exception:
+            return None
+
+    def authkey(random):
+        modules["multiprocessing.process"].current_process().authkey = random[65:97]
 
     def exit_status(kind, error):
         """What the process will end with, where that is certain."""
@@ -97,6 +125,8 @@ def _tartarus(names):
     known = dict(modules)
     del known["__main__"]
     _socket, gc = import_first("_socket"), import_first("gc")
+    # A number that no program has open by itself, and for which the kernel's table need not grow.
+    socket, pid, getpid, thread = 63, 0, os.getpid, modules["_thread"]
 
     streams, excepthook, status = (sys.stdout, sys.stderr), sys.excepthook, None
     # Extensions may write by the C library, whose buffers are not Python's.
@@ -104,12 +134,24 @@ def _tartarus(names):
     folders = [getattr(modules[name], "__file__", None) or "" for name in known]
     unknown = not fflush and any(".so" in file and "/lib-dynload/" not in file for file in folders)
 
-    numpy, twister = modules.get("numpy.random"), None
+    read, from_bytes = os.read, int.from_bytes
+    # How each generator takes its part of the random bytes. What can be looked up is looked up here.
+    seeds = []
+    twister = None
+    numpy = modules.get("numpy.random")
     if numpy:
         numpy.seed()  # so that no half of a pair of normal numbers is left over
-        twister = getattr(numpy.mtrand._rand, "_bit_generator", None)
-        if type(twister).__name__ != "MT19937":
-            twister = None
+        twister = twister_of(numpy)
+        if not twister:
+            seeds.append(lambda random: numpy.seed(memoryview(random[97:2593]).cast("I").tolist()))
+    if "random" in modules:
+        modules["random"].seed(0)
+        core = import_first("_random").Random.seed.__get__(modules["random"]._inst)
+        seeds.append(lambda random: core(from_bytes(random[1:33], "little")))
+    if "_ssl" in modules:
+        seeds.append(lambda random: modules["_ssl"].RAND_add(random[33:65], 32.0))
+    if "multiprocessing.process" in modules:
+        seeds.append(authkey)
 
     def spare():
         """Forks when asked; returns in the child only, as an orphan, with its end of a new socket."""
@@ -121,10 +163,14 @@ def _tartarus(names):
         gc.collect()
         gc.freeze()
         while True:
-            if zygote.recv(16) != b"fork":
+            word, rights, _, _ = zygote.recvmsg(16, _socket.CMSG_SPACE(8))
+            if word != b"fork":
                 os._exit(0)
+            stdout, stderr = memoryview(rights[0][2]).cast("i")
             child = os.fork()
             if child:
+                os.close(stdout)
+                os.close(stderr)
                 if os.waitpid(child, 0)[1]:
                     raise OSError("could not fork a child for a job")
                 continue
@@ -139,12 +185,17 @@ def _tartarus(names):
         while os.getppid() == parent:
             os.sched_yield()
         os.setsid()
+        os.dup2(stdout, 1)
+        os.dup2(stderr, 2)
+        os.close(stdout)
+        os.close(stderr)
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         right = theirs.fileno().to_bytes(4, sys.byteorder)
         zygote.sendmsg([b"spare"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, right)])
         zygote.close()
         theirs.close()
-        return ours
+        os.dup2(ours.fileno(), socket, False)
+        ours.close()
 
     def environ(items):
         values = dict([item.split(b"=", 1) for item in items])
@@ -167,50 +218,22 @@ def _tartarus(names):
         sys.stdin = sys.__stdin__ = stream = modules["io"].TextIOWrapper(raw, encoding, errors, "\n")
         stream.mode = "r"
 
-    def reseed(random):
-        if "random" in modules:
-            modules["random"].seed(int.from_bytes(random[:32], "little"))
-        if "_ssl" in modules:
-            modules["_ssl"].RAND_add(random[32:64], 32.0)
-        if "multiprocessing.process" in modules:
-            modules["multiprocessing.process"].current_process().authkey = random[64:96]
-        if numpy:
-            # A whole state: to have numpy make one of a seed would take longer than all else here.
-            key = memoryview(random[96:]).cast("I").tolist()
-            if twister:
-                twister.state = {"bit_generator": "MT19937", "state": {"key": key, "pos": 624}}
-            else:
-                numpy.seed(key)
-
-    def job():
-        """Returns in the child only, with the source and the namespace for it."""
-        nonlocal unknown
-        agent = spare()
-        for name in list(names):
-            if name not in kept:
-                del names[name]
-        # A module younger than the freeze: else the interpreter's end would not collect what it holds.
-        main = type(sys)("__main__")
-        main.__dict__.update(names)
-        del modules["__main__"]
-        modules["__main__"], main = main, main.__dict__
-        size = _socket.CMSG_SPACE(16)
-        packet, rights, _, _ = agent.recvmsg(16384, size)
-        if not packet:
+    def full():
+        """Takes all that a job can be given, which comes in a packet of its own; gives the source."""
+        agent = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, socket)
+        body, rights, _, _ = agent.recvmsg(16384, _socket.CMSG_SPACE(8))
+        agent.detach()
+        if not body:
             os._exit(0)
-        agent.close()
-        stdin, stdout, stderr, *more = memoryview(rights[0][2]).cast("i")
-        os.dup2(stdin, 0)
-        os.dup2(stdout, 1)
-        os.dup2(stderr, 2)
-        os.close(stdin)
-        os.close(stdout)
-        os.close(stderr)
-        random, body = packet[:2592], packet[2592:]
-        if more:
-            body = os.pread(more[0], os.fstat(more[0]).st_size, 0)
-            os.close(more[0])
+        files = list(memoryview(rights[0][2]).cast("i")) if rights else []
+        if body == b"-":
+            file = files.pop()
+            body = os.pread(file, os.fstat(file).st_size, 0)
+            os.close(file)
         piped, ids, cwd, arguments, *fields = body.split(b"\0")
+        if piped == b"1":
+            os.dup2(files[0], 0)
+            os.close(files[0])
         try:
             if ids:
                 uid, gid, *groups = [int(number) for number in ids.split()]
@@ -222,17 +245,46 @@ def _tartarus(names):
             os.write(2, b"could not become the user or enter %r: %s\n" % (cwd.decode(), str(error).encode()))
             os._exit(126)
         arguments = int(arguments)
-        source = fields.pop().decode() + "\n"
-        if not fflush and "ctypes" in source:
-            unknown = True
+        source = fields.pop().decode()
         if fields[arguments] == b"env":
             environ(fields[arguments + 1 :])
         sys.argv[1:] = [argument.decode() for argument in fields[:arguments]]
-        if new >= (3, 10):
-            sys.orig_argv = ["python3", "-c", source[:-1], *sys.argv[1:]]
         if piped == b"1":
             standard_input()
-        reseed(random)
+        return source
+
+    def job():
+        """Returns in the child only, with the source and the namespace for it."""
+        nonlocal unknown, pid
+        spare()
+        pid = getpid()
+        for name in list(names):
+            if name not in kept:
+                del names[name]
+        # A module younger than the freeze: else the interpreter's end would not collect what it holds.
+        main = type(sys)("__main__")
+        main.__dict__.update(names)
+        del modules["__main__"]
+        modules["__main__"], main = main, main.__dict__
+        command = ["python3", "-c", None]
+        if new >= (3, 10):
+            sys.orig_argv = command
+        packet = read(socket, 16384)
+        if packet[:1] == b"p":
+            source = packet[2593:].decode()
+        elif packet:
+            source = full()
+            command += sys.argv[1:]
+        else:
+            os._exit(0)
+        command[2] = source
+        source += "\n"
+        if twister:
+            twister[:] = packet[97:2593]
+        for seed in seeds:
+            seed(packet)
+        if not fflush and "ctypes" in source:
+            unknown = True
         if new >= (3, 13):
             # From there on `python3 -c` shows lines of its source; how it keeps them has changed since.
             lines = modules["linecache"]

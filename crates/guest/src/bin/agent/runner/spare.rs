@@ -1,24 +1,57 @@
 //! The spare: a forked interpreter that waits for its job, and the packet that makes it one.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
 use rustix::io::{Errno, write};
 use rustix::net::sockopt::socket_peercred;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, send, sendmsg};
 use rustix::rand::{GetRandomFlags, getrandom};
+use tartarus_guest::Stream;
 
+use super::Watch;
 use super::zygote::PYTHON_WARM;
+use crate::events::{Source, SparePart};
+use crate::spawn::{hand_over, output_pipes};
+use crate::users::User;
 
 /// Random bytes that a job is seeded with: three keys of 32, and 624 words, which are a whole state of the generator that
 /// most libraries use.
 pub(super) const RANDOM: usize = 3 * 32 + 624 * 4;
-/// Bytes of the whole packet; a longer body goes into a file of its own.
+/// Bytes of a packet before the source.
+const HEAD: usize = 1 + RANDOM;
+/// Why a body is refused that its fields would be shifted in.
+const ZERO: &str = "a zero byte in the code, an argument, the directory or the environment";
+/// Most bytes of a packet; a longer body goes into a file of its own.
 const PACKET: usize = 16 * 1024;
 /// Most bytes of a body: what `execve` would take of arguments and environment, and the source.
 const MAX_BODY: usize = 4 * 1024 * 1024;
+
+/// First byte of the packet of a job that is the source alone.
+const PLAIN: u8 = b'p';
+/// First byte of the packet that another one follows.
+const FULL: u8 = b'f';
+
+/// Our ends of the pipes that a spare writes to, made and watched before it is: after a restore that would cost more
+/// than all else that a job needs of the agent.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    number: u32,
+    outputs: [OwnedFd; 2],
+}
+
+impl Lines {
+    /// Makes pipes of `user`'s for the spare of this number; also gives its own ends, standard output and error.
+    pub(super) fn new(number: u32, user: &User, watch: Watch<'_>) -> io::Result<(Self, [OwnedFd; 2])> {
+        let (outputs, theirs) = output_pipes(user)?;
+        for (pipe, stream) in outputs.iter().zip(Stream::ALL) {
+            watch(pipe.as_fd(), Source::Spare(number, SparePart::Output(stream)))?;
+        }
+        Ok((Self { number, outputs }, theirs))
+    }
+}
 
 /// A child of the zygote that waits for a job.
 #[derive(Debug)]
@@ -26,14 +59,32 @@ pub(crate) struct Spare {
     /// Its pid, which is also its process group.
     pub(crate) pid: u32,
     socket: OwnedFd,
+    lines: Lines,
+}
+
+/// A spare that got a job.
+#[derive(Debug)]
+pub(crate) struct Given {
+    /// Its pid, which is also its process group.
+    pub(crate) pid: u32,
+    /// The number of the spare, by which news of its descriptors come.
+    pub(crate) spare: u32,
+    /// The agent's end of its socket.
+    pub(crate) socket: OwnedFd,
+    /// Its standard output and error, which do not block.
+    pub(crate) outputs: [OwnedFd; 2],
 }
 
 /// A job that is ready to be handed over.
 #[derive(Debug)]
 pub(crate) struct Job {
+    /// The source alone, or all fields.
     body: Vec<u8>,
-    /// Its standard input, output and error.
-    files: [OwnedFd; 3],
+    plain: bool,
+    /// Its standard input, when that is a pipe.
+    stdin: Option<OwnedFd>,
+    /// User and group that its pipes are to belong to, when not the runner's.
+    owner: Option<(u32, u32)>,
 }
 
 /// Who a job runs as: user, group, supplementary groups.
@@ -41,8 +92,6 @@ pub(crate) type Ids<'a> = (u32, u32, &'a [u32]);
 
 /// What a job is made of.
 pub(crate) struct Plan<'a> {
-    /// Standard input is a pipe, not `/dev/null`.
-    pub(crate) piped: bool,
     /// `None` when it stays who the runner is.
     pub(crate) ids: Option<Ids<'a>>,
     /// Its working directory.
@@ -58,14 +107,25 @@ pub(crate) struct Plan<'a> {
 impl Job {
     /// One whose output nobody needs.
     pub(super) fn warm() -> Result<Self, Errno> {
-        let null = |flags| open("/dev/null", flags | OFlags::CLOEXEC, Mode::empty());
-        let files = [null(OFlags::RDONLY)?, null(OFlags::WRONLY)?, null(OFlags::WRONLY)?];
-        let plan = Plan { piped: true, ids: None, cwd: "/", arguments: &[], env: None, code: PYTHON_WARM };
-        Self::new(&plan, files).map_err(|_| Errno::INVAL)
+        let null = open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let plan = Plan { ids: None, cwd: "/", arguments: &[], env: None, code: PYTHON_WARM };
+        Self::new(&plan, Some(null)).map_err(|_| Errno::INVAL)
     }
 
-    /// Puts a job together, or says why it cannot be one.
-    pub(crate) fn new(plan: &Plan<'_>, files: [OwnedFd; 3]) -> Result<Self, String> {
+    /// Puts a job together, or says why it cannot be one. Standard input is `/dev/null` unless it is given.
+    pub(crate) fn new(plan: &Plan<'_>, stdin: Option<OwnedFd>) -> Result<Self, String> {
+        let plain = stdin.is_none()
+            && plan.ids.is_none()
+            && plan.cwd == "/"
+            && plan.arguments.is_empty()
+            && plan.env.is_none()
+            && plan.code.len() <= PACKET - HEAD;
+        if plain {
+            if plan.code.as_bytes().contains(&0) {
+                return Err(ZERO.to_owned());
+            }
+            return Ok(Self { body: plan.code.as_bytes().to_vec(), plain, stdin, owner: None });
+        }
         let mut body = Vec::with_capacity(plan.code.len() + 256);
         let mut fields = 0;
         let mut field = |parts: &[&str]| {
@@ -75,7 +135,7 @@ impl Job {
             fields += 1;
             parts.iter().for_each(|part| body.extend_from_slice(part.as_bytes()));
         };
-        field(&[if plan.piped { "1" } else { "0" }]);
+        field(&[if stdin.is_some() { "1" } else { "0" }]);
         match plan.ids {
             None => field(&[""]),
             Some((uid, gid, groups)) => {
@@ -97,41 +157,66 @@ impl Job {
             return Err(format!("code, arguments and environment are longer than {MAX_BODY} bytes"));
         }
         if body.iter().filter(|byte| **byte == 0).count() != fields - 1 {
-            return Err("a zero byte in the code, an argument, the directory or the environment".to_owned());
+            return Err(ZERO.to_owned());
         }
-        Ok(Self { body, files })
+        Ok(Self { body, plain, stdin, owner: plan.ids.map(|(uid, gid, _)| (uid, gid)) })
     }
 }
 
 impl Spare {
     /// A spare by its end of the socket; who made the socket is who it is.
-    pub(crate) fn new(socket: OwnedFd) -> Option<Self> {
+    pub(super) fn new(socket: OwnedFd, lines: Lines) -> Option<Self> {
         let pid = socket_peercred(&socket).ok()?.pid.as_raw_nonzero().get();
-        Some(Self { pid: u32::try_from(pid).ok()?, socket })
+        Some(Self { pid: u32::try_from(pid).ok()?, socket, lines })
     }
 
-    /// Hands the job over and gives the pid of what is now its process. An error when it ended before.
-    pub(crate) fn give(self, job: &Job) -> Result<u32, Errno> {
-        let mut random = [0; RANDOM];
-        let count = getrandom(&mut random, GetRandomFlags::empty())?;
+    /// Has its socket watched, for what it will say as a job.
+    pub(super) fn watch(&self, watch: Watch<'_>) -> Result<(), Errno> {
+        watch(self.socket.as_fd(), Source::Spare(self.lines.number, SparePart::Socket))
+    }
+
+    /// Hands the job over and gives what is now its process. An error when it ended before.
+    pub(crate) fn give(self, job: &Job) -> Result<Given, Errno> {
+        let mut packet = Vec::with_capacity(PACKET);
+        packet.resize(HEAD, 0);
+        let count = getrandom(&mut packet[1..], GetRandomFlags::empty())?;
         if count < RANDOM {
             return Err(Errno::AGAIN);
         }
-        self.seeded(job, &random)
+        self.hand(job, packet)
     }
 
     /// The same with these random bytes.
-    pub(super) fn seeded(self, job: &Job, random: &[u8; RANDOM]) -> Result<u32, Errno> {
-        let inline = RANDOM + job.body.len() <= PACKET;
-        let file = if inline { None } else { Some(filled(&job.body)?) };
-        let body = if inline { job.body.as_slice() } else { &[] };
-        let files: Vec<BorrowedFd<'_>> = job.files.iter().chain(&file).map(AsFd::as_fd).collect();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    #[cfg(test)]
+    pub(super) fn seeded(self, job: &Job, random: &[u8; RANDOM]) -> Result<Given, Errno> {
+        self.hand(job, [&[0], random.as_slice()].concat())
+    }
+
+    /// Sends the packet, which has its random bytes, and the one that follows if there is one.
+    fn hand(self, job: &Job, mut packet: Vec<u8>) -> Result<Given, Errno> {
+        let Self { pid, socket, lines: Lines { number, outputs } } = self;
+        if let Some((uid, gid)) = job.owner {
+            outputs.iter().try_for_each(|pipe| hand_over(pipe.as_fd(), uid, gid))?;
+        }
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        if job.plain {
+            packet[0] = PLAIN;
+            packet.extend_from_slice(&job.body);
+            send(&socket, &packet, flags)?;
+            return Ok(Given { pid, spare: number, socket, outputs });
+        }
+        packet[0] = FULL;
+        send(&socket, &packet, flags)?;
+        let file = if job.body.len() <= PACKET { None } else { Some(filled(&job.body)?) };
+        let body = if file.is_none() { job.body.as_slice() } else { b"-" };
+        let files: Vec<BorrowedFd<'_>> = job.stdin.iter().chain(&file).map(AsFd::as_fd).collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut rights = SendAncillaryBuffer::new(&mut space);
-        rights.push(SendAncillaryMessage::ScmRights(&files));
-        let parts = [IoSlice::new(random), IoSlice::new(body)];
-        sendmsg(&self.socket, &parts, &mut rights, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
-        Ok(self.pid)
+        if !files.is_empty() {
+            rights.push(SendAncillaryMessage::ScmRights(&files));
+        }
+        sendmsg(&socket, &[IoSlice::new(body)], &mut rights, flags)?;
+        Ok(Given { pid, spare: number, socket, outputs })
     }
 }
 
@@ -153,24 +238,29 @@ fn filled(bytes: &[u8]) -> Result<OwnedFd, Errno> {
 mod tests {
     use super::*;
 
-    fn files() -> [OwnedFd; 3] {
-        let null = || std::fs::File::open("/dev/null").unwrap().into();
-        [null(), null(), null()]
+    fn null() -> OwnedFd {
+        std::fs::File::open("/dev/null").unwrap().into()
     }
 
     fn plan() -> Plan<'static> {
-        Plan { piped: false, ids: None, cwd: "/", arguments: &[], env: None, code: "c" }
+        Plan { ids: None, cwd: "/", arguments: &[], env: None, code: "c" }
+    }
+
+    fn lines() -> Lines {
+        let user = User { uid: 0, gid: 0, groups: Vec::new(), home: String::new() };
+        Lines::new(7, &user, &|_, _| Ok(())).unwrap().0
     }
 
     #[test]
     fn a_body_is_as_documented() {
-        let body = |plan: &Plan<'_>| String::from_utf8(Job::new(plan, files()).unwrap().body).unwrap();
-        assert_eq!(body(&plan()), "0\0\0/\x000\0\0c");
+        let body = |plan: &Plan<'_>, stdin| String::from_utf8(Job::new(plan, stdin).unwrap().body).unwrap();
+        assert_eq!(body(&plan(), None), "c");
+        assert_eq!(body(&plan(), Some(null())), "1\0\0/\x000\0\0c");
+        assert_eq!(body(&Plan { cwd: "/a", ..plan() }, None), "0\0\0/a\x000\0\0c");
         let arguments = ["a".to_owned(), String::new()];
         let env = Some(vec![("K", "v=1"), ("L", "")]);
-        let full =
-            Plan { piped: true, ids: Some((7, 8, &[9, 10])), cwd: "/tmp", arguments: &arguments, env, code: "x\ny" };
-        assert_eq!(body(&full), "1\x007 8 9 10\0/tmp\x002\0a\0\0env\0K=v=1\0L=\0x\ny");
+        let full = Plan { ids: Some((7, 8, &[9, 10])), cwd: "/tmp", arguments: &arguments, env, code: "x\ny" };
+        assert_eq!(body(&full, Some(null())), "1\x007 8 9 10\0/tmp\x002\0a\0\0env\0K=v=1\0L=\0x\ny");
     }
 
     #[test]
@@ -184,18 +274,18 @@ mod tests {
             (Plan { env: Some(vec![("A=", "")]), ..plan() }, "equals"),
             (Plan { env: Some(vec![("", "")]), ..plan() }, "empty name"),
         ] {
-            assert!(Job::new(&plan, files()).unwrap_err().contains(why), "{why}");
+            assert!(Job::new(&plan, None).unwrap_err().contains(why), "{why}");
         }
         let long = "#".repeat(MAX_BODY);
-        assert!(Job::new(&Plan { code: &long, ..plan() }, files()).unwrap_err().contains("longer"));
+        assert!(Job::new(&Plan { code: &long, ..plan() }, None).unwrap_err().contains("longer"));
     }
 
     #[test]
     fn a_spare_that_ended_takes_nothing() {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let spare = Spare::new(ours.into()).unwrap();
+        let spare = Spare::new(ours.into(), lines()).unwrap();
         assert_eq!(spare.pid, std::process::id());
         drop(theirs);
-        assert!(spare.give(&Job::new(&plan(), files()).unwrap()).is_err());
+        assert!(spare.give(&Job::new(&plan(), None).unwrap()).is_err());
     }
 }

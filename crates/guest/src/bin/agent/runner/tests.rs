@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use tartarus_guest::{End, Frame, HelloAck, Kind, ProcessState, RunnerState, Start, StartRunner, message};
 
-use super::spare::{Plan, RANDOM};
+use super::spare::{Lines, Plan, RANDOM, Spare};
 use super::zygote::{Heard, Zygote};
 use super::{Job, root};
 use crate::agent::tests::{Host, agent};
@@ -198,20 +198,23 @@ fn the_bytes_of_the_job_decide_its_randomness() {
     let code = "import sys\n\
         print(sys.modules['random'].random(), sys.modules['numpy'].random.rand() if 'numpy' in sys.modules else 0)";
     let mut run = |seed: u8| {
-        let (mut reader, writer) = std::io::pipe().unwrap();
-        let files = [held.null.try_clone().unwrap(), writer.try_clone().unwrap().into(), writer.into()];
-        let plan = Plan { piped: false, ids: None, cwd: "/", arguments: &[], env: None, code };
-        zygote.ask();
+        let plan = Plan { ids: None, cwd: "/", arguments: &[], env: None, code };
+        let (lines, theirs) = Lines::new(1, &root(), &|_, _| Ok(())).unwrap();
+        zygote.ask(&theirs);
+        drop(theirs);
         let spare = loop {
             match zygote.hear() {
-                Heard::Spare(spare) => break spare,
+                Heard::Spare(socket) => break Spare::new(socket, lines).unwrap(),
                 Heard::Nothing => std::thread::yield_now(),
                 Heard::End => panic!("{}", zygote.last_words()),
             }
         };
-        spare.seeded(&Job::new(&plan, files).unwrap(), &[seed; RANDOM]).unwrap();
+        let given = spare.seeded(&Job::new(&plan, None).unwrap(), &[seed; RANDOM]).unwrap();
         let mut text = String::new();
-        reader.read_to_string(&mut text).unwrap();
+        for pipe in given.outputs {
+            rustix::io::ioctl_fionbio(&pipe, false).unwrap();
+            std::fs::File::from(pipe).read_to_string(&mut text).unwrap();
+        }
         text
     };
     let (first, again, other) = (run(1), run(1), run(2));
@@ -329,7 +332,8 @@ fn user_directory_and_descriptors_are_those_of_a_command() {
     start(&mut host, 20, &command);
     let (plain, _, _) = finish(&mut host, 20);
     assert!(plain.starts_with("[0, 1, 2") && plain.ends_with("] True\n"), "{plain}");
-    assert_eq!(good(&mut host, 2, fds), plain);
+    // One more: that by which a job says that it ends.
+    assert_eq!(good(&mut host, 2, fds), plain.replace("] True", ", 63] True"));
     let limits = "import resource; print(resource.getrlimit(7)[0], open('/proc/self/oom_score_adj').read().strip())";
     assert_eq!(good(&mut host, 3, limits), "1024 0\n");
     for (number, cwd, user, why) in

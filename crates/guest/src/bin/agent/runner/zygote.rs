@@ -1,6 +1,6 @@
 //! The zygote as a process: how it is started, what it says on its socket, and its last words.
 
-use std::io::IoSliceMut;
+use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -8,12 +8,12 @@ use std::process::{Command, Stdio};
 
 use rustix::io::{Errno, FdFlags, fcntl_setfd, ioctl_fionbio, read};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags, SocketType, recvmsg,
-    send, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 use tartarus_guest::StartRunner;
 
-use super::{Spare, Watch};
+use super::Watch;
 use crate::events::{RunnerPart, Source};
 use crate::session::shortened;
 use crate::spawn::{Held, PATH, failed_step, prepare, signal_group};
@@ -48,8 +48,8 @@ pub(crate) struct Zygote {
 
 /// What came from a zygote.
 pub(crate) enum Heard {
-    /// A child that waits for a job.
-    Spare(Spare),
+    /// The socket of a child that waits for a job.
+    Spare(OwnedFd),
     /// Nothing now.
     Nothing,
     /// It closed its socket.
@@ -102,9 +102,13 @@ impl Zygote {
         })
     }
 
-    /// Asks for a spare. An error is the zygote's end, of which more is heard.
-    pub(crate) fn ask(&self) {
-        let _ = send(&self.control, b"fork", SendFlags::NOSIGNAL);
+    /// Asks for a spare that writes to these pipes. An error is the zygote's end, of which more is heard.
+    pub(crate) fn ask(&self, outputs: &[OwnedFd; 2]) {
+        let files = outputs.each_ref().map(AsFd::as_fd);
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut rights = SendAncillaryBuffer::new(&mut space);
+        rights.push(SendAncillaryMessage::ScmRights(&files));
+        let _ = sendmsg(&self.control, &[IoSlice::new(b"fork")], &mut rights, SendFlags::NOSIGNAL);
     }
 
     /// The next of what it sent.
@@ -125,8 +129,8 @@ impl Zygote {
                 _ => None,
             });
             // What is no spare means nothing.
-            if let Some(spare) = socket.and_then(Spare::new) {
-                return Heard::Spare(spare);
+            if let Some(socket) = socket {
+                return Heard::Spare(socket);
             }
         }
     }
