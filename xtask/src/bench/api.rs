@@ -26,7 +26,7 @@ pub(super) struct Detail {
     #[serde(default)]
     pub(super) phases: Vec<Phase>,
     #[serde(default)]
-    pub(super) started_from: Option<StartedFrom>,
+    pub(super) start: Option<StartedFrom>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -100,6 +100,20 @@ impl Api {
         })
     }
 
+    /// All about a sandbox that runs, once it is known from which golden snapshot; the record may say so a moment later
+    /// than that it runs.
+    pub(super) fn restored(&mut self, sandbox: &str, patience: Duration) -> Result<(Detail, String)> {
+        self.running(sandbox, patience)?;
+        until("the news of how a sandbox came up", patience, || {
+            let detail = self.running(sandbox, patience)?;
+            match detail.start.clone() {
+                None => Ok(None),
+                Some(StartedFrom::Snapshot { golden }) => Ok(Some((detail, golden))),
+                Some(StartedFrom::ColdBoot { why }) => bail!("{sandbox} booted cold: {why}"),
+            }
+        })
+    }
+
     /// Waits until every golden snapshot of a template is there. A server that has none to tell of says so by silence.
     pub(super) fn snapshots(&mut self, template: &str, patience: Duration) -> Result<()> {
         until("the golden snapshot", patience, || {
@@ -161,9 +175,9 @@ mod tests {
         let text = r#"{"state":"succeeded","exit_status":0,"driver":"qemu-tcg","hypervisor_pid":null,"failures":[],
             "phases":[{"name":"leased","at":1,"took_ms":1.5}],"more":1}"#;
         let detail: Detail = serde_json::from_str(text).unwrap();
-        assert!(detail.ended() && detail.started_from.is_none());
-        let text = text.replace("\"more\"", r#""started_from":{"from":"cold_boot","why":"w"},"more""#);
+        assert!(detail.ended() && detail.start.is_none());
+        let text = text.replace("\"more\"", r#""start":{"from":"cold_boot","why":"w"},"more""#);
         let detail: Detail = serde_json::from_str(&text).unwrap();
-        assert_eq!(detail.started_from, Some(StartedFrom::ColdBoot { why: "w".to_owned() }));
+        assert_eq!(detail.start, Some(StartedFrom::ColdBoot { why: "w".to_owned() }));
     }
 }

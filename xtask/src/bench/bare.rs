@@ -11,7 +11,6 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
-use super::api::StartedFrom;
 use super::process::Daemon;
 use super::row::{Kind, PROGRAM, Ran, Row, Run, Work};
 use super::scratch::Scratch;
@@ -52,11 +51,7 @@ fn start_beside(
     slots: usize,
     held: &str,
 ) -> Result<(Bare, Vec<Daemon>)> {
-    let detail = server.api().running(held, START)?;
-    let golden = match detail.started_from {
-        Some(StartedFrom::Snapshot { golden }) => golden,
-        other => bail!("the template's sandboxes are not restored: {other:?}"),
-    };
+    let (detail, golden) = server.api().restored(held, START)?;
     let pid = detail.hypervisor_pid.context("a running sandbox has a hypervisor")?;
     let snapshot = find(server.data(), &golden).with_context(|| format!("no folder of the snapshot {golden}"))?;
     let code = scratch.dir().join("code.py");

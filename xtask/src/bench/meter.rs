@@ -1,5 +1,6 @@
 //! What the machine has in use: for leaks, and for the cost of what is idle.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -28,7 +29,7 @@ fn kib(text: &str, name: &str) -> Option<u64> {
 pub(super) struct Moment {
     /// Resident memory of all of it that is not a file's, bytes.
     pub(super) resident: i64,
-    /// Shared memory of the whole machine, bytes: memfds and tmpfs.
+    /// Memory in memfds that any of it holds, bytes, each once.
     pub(super) shared: i64,
     /// Free memory of the whole machine, bytes. Other programs move it as well.
     pub(super) available: i64,
@@ -52,7 +53,7 @@ impl Moment {
         let mounts = fs::read_to_string(format!("/proc/{server}/mountinfo")).unwrap_or_default();
         Self {
             resident: sum(&resident),
-            shared: signed(memory("Shmem").unwrap_or(0)),
+            shared: signed(memfds(&family)),
             available: signed(memory("MemAvailable").unwrap_or(0)),
             descriptors: sum(&|pid| entries(format!("/proc/{pid}/fd"))),
             processes: signed(family.len() as u64),
@@ -60,6 +61,19 @@ impl Moment {
             disk: signed(disk(data)),
         }
     }
+}
+
+/// Bytes of the memfds that these processes have open, each counted once.
+fn memfds(family: &[u32]) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let open = |pid: &u32| fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let memfd = |entry: fs::DirEntry| {
+        let target = fs::read_link(entry.path()).ok()?;
+        let meta = target.to_string_lossy().starts_with("/memfd:").then(|| fs::metadata(entry.path()))?.ok()?;
+        Some(((meta.dev(), meta.ino()), meta.blocks() * 512))
+    };
+    let found: BTreeMap<_, u64> = family.iter().flat_map(open).filter_map(memfd).collect();
+    found.values().sum()
 }
 
 fn signed(value: u64) -> i64 {
@@ -170,6 +184,18 @@ mod tests {
         let stat = "7 (a b) S 1 7 7 0 -1 4194560 100 0 0 0 31 12 0 0 20 0 1 0 5";
         assert_eq!(parse_ticks(stat), Some(43));
         assert_eq!(parse_ticks(""), None);
+    }
+
+    #[test]
+    fn a_memfd_counts_once_however_often_it_is_open() {
+        use std::io::Write as _;
+        let me = [std::process::id()];
+        let before = memfds(&me);
+        let fd = rustix::fs::memfd_create("bench-test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let mut file = fs::File::from(fd);
+        file.write_all(&[1; 8192]).unwrap();
+        let _again = file.try_clone().unwrap();
+        assert_eq!(memfds(&me) - before, 8192);
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub(super) const COLD: &str = "cold-boot";
 enum Start {
     Snapshot,
     Boot,
+    /// This binary has no golden snapshots.
+    Any,
 }
 
 /// All of them; those that this binary cannot do say so.
@@ -37,7 +39,7 @@ pub(super) fn rows(server: &Arc<Server>) -> Vec<Row> {
     let api =
         |wanted| -> Box<dyn Work> { Box::new(ByApi { server: server.clone(), wanted, idle: Mutex::new(Vec::new()) }) };
     let command = json!(["python3", "-c", PROGRAM]);
-    let plain = if server.can("--code") { Start::Snapshot } else { Start::Boot };
+    let plain = if server.can("--code") { Start::Snapshot } else { Start::Any };
     vec![
         code(Row::new(RUNNER, Kind::Ours, "tartarus run py --code …"), cli(Start::Snapshot, &["--code", PROGRAM])),
         code(
@@ -77,10 +79,16 @@ fn check(api: &mut Api, name: &str, start: Start) -> Result<Detail> {
     if detail.exit_status != Some(0) {
         bail!("it is {} with exit status {:?}", detail.state, detail.exit_status);
     }
-    match (&detail.started_from, start) {
+    came_up(detail.start.as_ref(), start).map(|()| detail)
+}
+
+fn came_up(how: Option<&StartedFrom>, wanted: Start) -> Result<()> {
+    match (how, wanted) {
+        (_, Start::Any) | (Some(StartedFrom::Snapshot { .. }), Start::Snapshot) => Ok(()),
+        (Some(StartedFrom::ColdBoot { .. }), Start::Boot) => Ok(()),
         (Some(StartedFrom::ColdBoot { why }), Start::Snapshot) => bail!("it booted cold: {why}"),
         (Some(StartedFrom::Snapshot { golden }), Start::Boot) => bail!("it was restored from {golden}"),
-        _ => Ok(detail),
+        (None, _) => bail!("nothing says how it came up"),
     }
 }
 
@@ -150,10 +158,26 @@ impl Work for ByApi {
     }
 
     fn check(&self, name: &str) -> Result<Option<Detail>> {
-        let start = if self.server.can("--code") { Start::Snapshot } else { Start::Boot };
+        let start = if self.server.can("--code") { Start::Snapshot } else { Start::Any };
         let mut api = self.take();
         let checked = check(&mut api, name, start);
         self.give_back(api);
         checked.map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_boot_is_no_restore_and_silence_is_neither() {
+        let snapshot = StartedFrom::Snapshot { golden: "g".to_owned() };
+        let boot = StartedFrom::ColdBoot { why: "no room".to_owned() };
+        assert!(came_up(Some(&snapshot), Start::Snapshot).is_ok() && came_up(Some(&boot), Start::Boot).is_ok());
+        assert!(came_up(Some(&boot), Start::Snapshot).unwrap_err().to_string().contains("no room"));
+        assert!(came_up(Some(&snapshot), Start::Boot).is_err());
+        assert!(came_up(None, Start::Snapshot).is_err() && came_up(None, Start::Boot).is_err());
+        assert!(came_up(None, Start::Any).is_ok());
     }
 }

@@ -114,6 +114,9 @@ impl Report {
     }
 
     pub(super) fn print(&self) {
+        if self.lines.is_empty() {
+            return;
+        }
         let mut at_once = 0;
         for line in &self.lines {
             if line.at_once != at_once {

@@ -89,7 +89,7 @@ impl Soak {
         let (b, a) = (&self.before, &self.after);
         let mib = [
             ("resident, MiB", b.resident, a.resident),
-            ("shared (machine), MiB", b.shared, a.shared),
+            ("memfds, MiB", b.shared, a.shared),
             ("available (machine), MiB", b.available, a.available),
             ("disk, MiB", b.disk, a.disk),
         ];
