@@ -30,6 +30,8 @@ const DRAIN: Duration = Duration::from_secs(1);
 const SUPERVISOR_SLACK_MS: u64 = 3_000;
 /// A command that was let begin is given at least so long to start, ms: the guest answered just now.
 const MIN_START_MS: u64 = 20_000;
+/// After the command began, and after that.
+const CLOCKS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(9)];
 /// The supervisor hears of use at most this often.
 const TOUCH: Duration = Duration::from_millis(500);
 
@@ -55,6 +57,9 @@ pub(super) struct Steady {
     pub(super) start_at: Option<Instant>,
     /// The supervisor's limit, which is there before the command has started.
     pub(super) wall_at: Option<Instant>,
+    /// The guest is told the time again then: the first word may have been slow, and the fastest counts.
+    clock_at: Option<Instant>,
+    clocks: std::slice::Iter<'static, Duration>,
     /// It stands still.
     pub(super) standstill: Option<Standstill>,
     idle: Option<Duration>,
@@ -88,6 +93,8 @@ impl Steady {
             limit_at: None,
             start_at: None,
             wall_at: None,
+            clock_at: None,
+            clocks: CLOCKS.iter(),
             standstill: None,
             idle: task.assignment.spec.idle_timeout_ms.map(Duration::from_millis),
             used_at: now,
@@ -120,6 +127,7 @@ impl Steady {
         if started {
             steady.on_started(task).await;
         }
+        steady.clock_at = steady.clocks.next().and_then(|after| Instant::now().checked_add(*after));
         steady
     }
 
@@ -198,12 +206,16 @@ impl Steady {
             return self.end_at;
         }
         let limit = self.limit_at.filter(|_| self.asked.limit.is_none());
-        [self.end_at, limit, self.idle_at(), self.start_at].into_iter().flatten().min()
+        [self.end_at, limit, self.idle_at(), self.start_at, self.clock_at].into_iter().flatten().min()
     }
 
     async fn on_deadline(&mut self, exited: bool) {
         let now = Instant::now();
         let passed = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if passed(self.clock_at) {
+            self.clock_at = self.clocks.next().and_then(|after| now.checked_add(*after));
+            self.link.clock();
+        }
         if passed(self.end_at) {
             self.end_at = None;
             if exited {

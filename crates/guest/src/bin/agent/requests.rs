@@ -10,7 +10,7 @@ use tartarus_guest::{End, Header, Hello, HelloAck, Kind, MAX_PROCESSES, Start, V
 use crate::agent::{Agent, Ground};
 use crate::events::Source;
 use crate::freeze::Freezer;
-use crate::identity::set_clock;
+use crate::identity::advance_clock;
 use crate::memory::oom_kills;
 use crate::process::Process;
 use crate::session::Request;
@@ -54,7 +54,7 @@ impl Agent {
             Request::Clock(time_ns) => {
                 // The hello set it already, a little late; a kernel that refuses now leaves it so.
                 if self.ground.is_ok() {
-                    let _ = set_clock(time_ns);
+                    let _ = advance_clock(time_ns);
                 }
             }
             Request::Forget(number) => {
