@@ -9,11 +9,11 @@ use crate::world::{newest, running, sh, started_from, template};
 #[test]
 fn thirty_runs_see_nothing_of_the_first() {
     let server = Server::start();
-    let leave = "echo x > /tmp/left; echo x > /dev/shm/left; mkdir -p /root; echo x > /root/left; \
+    let leave = "echo x > /tmp/left; echo x > /dev/shm/left; mkdir -p $HOME; echo x > $HOME/left; \
                  echo 12345 > /proc/sys/kernel/pid_max; (setsid sleep 1000 &) ; sleep 0.2; pidof sleep | wc -w";
     assert_eq!(server.ok(&["run", "busybox", "--", "sh", "-c", leave]), "1");
     assert_eq!(started_from(&newest(&server)), "snapshot");
-    let look = "ls /tmp/left /dev/shm/left /root/left 2>/dev/null; pidof sleep; \
+    let look = "ls /tmp/left /dev/shm/left $HOME/left 2>/dev/null; pidof sleep; \
                 grep -x 12345 /proc/sys/kernel/pid_max; echo done";
     let mut machines = BTreeSet::new();
     for _ in 0..30 {
