@@ -99,6 +99,8 @@ pub(crate) enum Request {
     /// The log of a process, while it is written.
     Log {
         target: Target,
+        /// The reader waits for what is still to come.
+        follow: bool,
         reply: oneshot::Sender<Option<Arc<LiveLog>>>,
     },
 }

@@ -66,7 +66,7 @@ impl Steady {
                     self.fail(Reason::GuestDied, "the guest does not listen");
                 }
             }
-            Request::Log { target, reply } => {
+            Request::Log { target, reply, .. } => {
                 let log = self.number_of(&target).and_then(|n| self.processes.get(&n)).map(|p| p.log.clone());
                 let _ = reply.send(log);
             }
