@@ -114,7 +114,8 @@ fn an_ordinary_user_imports_a_tar_and_runs_a_command() {
 
     signal(up.id(), "TERM");
     assert!(wait(&mut up, Duration::from_secs(30)).success(), "{}", log());
-    let left = root(&["pgrep", "-u", NAME, "-a"]);
+    // What has ended is a zombie until PID 1 takes note.
+    let left = root(&["pgrep", "-u", NAME, "-a", "--runstates", "DIRSTt"]);
     assert!(left.stdout.is_empty(), "left: {}", String::from_utf8_lossy(&left.stdout));
 }
 

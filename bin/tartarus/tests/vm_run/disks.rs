@@ -78,6 +78,8 @@ fn base(server: &Server, template: &str) -> PathBuf {
 #[test]
 fn a_layer_that_holds_a_squashfs_is_refused_and_never_taken_for_the_base() {
     let server = Server::start();
+    // A golden layer would be taken instead of an empty one.
+    server.ok(&["template", "create", "cold", "--from", "busybox", "--memory", "128M", "--disk", "256M", "--no-snapshot"]);
     let empty = server.data.join("layers/256.ext4");
     let size = std::fs::metadata(&empty).unwrap().len();
     let forged = server.data.join("layers/forged");
@@ -86,7 +88,7 @@ fn a_layer_that_holds_a_squashfs_is_refused_and_never_taken_for_the_base() {
     // Replaced, not written to: the seed has the same file.
     std::fs::rename(&forged, &empty).unwrap();
 
-    let output = server.run(&["run", "busybox", "--name", "forged", "--", "echo", "booted"]);
+    let output = server.run(&["run", "cold", "--name", "forged", "--", "echo", "booted"]);
     let errors = text(&output.stderr);
     assert_eq!((output.status.code(), text(&output.stdout)), (Some(125), String::new()), "{errors}\n{}", server.log());
     // The base was mounted before it: by its flag, though both hold the same.

@@ -283,6 +283,7 @@ impl Task {
         match adopted {
             Adopted::Running(vm) => {
                 tracing::info!(sandbox = %self.assignment.sandbox, pid = vm.pid(), "taken over");
+                self.live.send_modify(|live| live.hypervisor_pid = Some(vm.pid()));
                 let (hold, origin) = match self.home.restored() {
                     Some(golden) => (self.ctx.workshop.hold(&golden).await, Origin::WasRestored),
                     None => (Hold::default(), Origin::Booted),
@@ -324,7 +325,6 @@ impl Task {
         if let Err(e) = vm.pause().await {
             tracing::warn!(sandbox = %self.assignment.sandbox, error = %e, "cannot be kept still");
         }
-        self.live.send_modify(|live| live.hypervisor_pid = Some(vm.pid()));
         match self.report(Report::Paused).await {
             Some(Verdict::Go) => {}
             Some(Verdict::Abandon) => return Some(End::Abandoned),
