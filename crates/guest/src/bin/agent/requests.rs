@@ -16,6 +16,15 @@ use crate::process::Process;
 use crate::session::Request;
 use crate::spawn::{signal_group, spawn};
 
+/// A clock that is wrong by no more, nanoseconds, is left alone.
+const CLOCK_ERROR: u64 = 2_000_000;
+
+/// How far the guest's clock is from this time, nanoseconds.
+fn apart(time_ns: u64) -> u64 {
+    let now = clock_gettime(ClockId::Realtime);
+    (now.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(now.tv_nsec as u64).abs_diff(time_ns)
+}
+
 impl Agent {
     /// Does what the host asks; an error is a rule that it broke.
     pub(crate) fn handle(&mut self, request: Request) -> Result<(), String> {
@@ -52,8 +61,9 @@ impl Agent {
                 None => self.signal_queued(number, signal),
             },
             Request::Clock(time_ns) => {
-                // The hello set it already, a little late; a kernel that refuses now leaves it so.
-                if self.ground.is_ok() {
+                // The hello set it already, a little late; a kernel that refuses now leaves it so. To read it costs a
+                // fresh clone nothing, to set it a millisecond or more.
+                if self.ground.is_ok() && apart(time_ns) > CLOCK_ERROR {
                     let _ = set_clock(time_ns);
                 }
             }
