@@ -9,7 +9,8 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, fstat, ftruncate, mkdirat, open, openat, openat2, statat, unlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, fstat, ftruncate, mkdirat, open, openat, openat2, statat,
+    unlinkat,
 };
 use rustix::io::{Errno, pwrite};
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, move_mount, open_tree, unmount};
