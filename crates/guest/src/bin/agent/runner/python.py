@@ -312,6 +312,9 @@ def _tartarus(names):
         command = ["python3", "-c", None]
         if new >= (3, 10):
             sys.orig_argv = command
+        # The heap has grown, and what the dynamic linker looks up at a first call is looked up.
+        os.write(1, bytes(100000)[:0])
+        unused()
         packet = read(socket, 16384)
         if packet[:1] == b"p":
             source = packet[5089:].decode()
