@@ -79,7 +79,18 @@ fn base(server: &Server, template: &str) -> PathBuf {
 fn a_layer_that_holds_a_squashfs_is_refused_and_never_taken_for_the_base() {
     let server = Server::start();
     // A golden layer would be taken instead of an empty one.
-    server.ok(&["template", "create", "cold", "--from", "busybox", "--memory", "128M", "--disk", "256M", "--no-snapshot"]);
+    server.ok(&[
+        "template",
+        "create",
+        "cold",
+        "--from",
+        "busybox",
+        "--memory",
+        "128M",
+        "--disk",
+        "256M",
+        "--no-snapshot",
+    ]);
     let empty = server.data.join("layers/256.ext4");
     let size = std::fs::metadata(&empty).unwrap().len();
     let forged = server.data.join("layers/forged");

@@ -12,6 +12,7 @@ use rustix::process::{WaitOptions, wait};
 use tartarus_guest::frame::MAX_PAYLOAD;
 use tartarus_guest::{Header, Hello, Kind, Stream};
 
+use crate::console;
 use crate::events::{Events, Role, RunnerPart, Source};
 use crate::freeze::Freezer;
 use crate::hook::Hooks;
@@ -29,6 +30,9 @@ const ANSWERS: usize = 1024 * 1024;
 const CHUNK: usize = 64 * 1024;
 /// Reads of one source before the others have their turn.
 const READS: usize = 8;
+/// How long the layer stays frozen after a hello when no process is started, milliseconds: the host's way from the answer
+/// to its first start.
+const START: u16 = 50;
 /// Zombies reaped before other things have their turn.
 const REAPS: usize = 256;
 
@@ -100,7 +104,12 @@ impl Agent {
     pub(crate) fn serve(&mut self) -> Result<Infallible, Errno> {
         let mut busy = true;
         loop {
-            for source in self.events.wait(busy)? {
+            let due = self.thaw_is_due();
+            let sources = self.events.wait(if busy { Some(0) } else { due.then_some(START) })?;
+            if due && !busy && sources.is_empty() {
+                self.thaw_soon();
+            }
+            for source in sources {
                 self.wake(source);
             }
             busy = self.receive();
@@ -185,10 +194,19 @@ impl Agent {
                 self.ooms = self.ground.as_ref().map_or(0, |ground| oom_kills(&ground.held.vmstat));
                 process.exited(status, self.ooms);
             } else {
-                self.runner_reaped(pid);
+                self.reaped_other(pid);
             }
         }
         true
+    }
+
+    fn reaped_other(&mut self, pid: u32) {
+        if let Ok(Ground { freezer: Some(freezer), .. }) = &mut self.ground
+            && let Err(error) = freezer.reaped(pid)
+        {
+            console(&format!("could not thaw the layer: {error}"));
+        }
+        self.runner_reaped(pid);
     }
 
     /// Moves bytes between pipes and memory.

@@ -295,11 +295,21 @@ impl Drop for Disk {
 /// layer goes on.
 #[test]
 fn a_hello_after_a_freeze_thaws_and_tells_of_the_restore() {
+    thaws(None);
+}
+
+#[test]
+fn a_helper_that_ended_leaves_nothing_frozen() {
+    thaws(Some("/bin/true"));
+    thaws(Some("/no/such/program"));
+}
+
+fn thaws(helper: Option<&'static str>) {
     let Some(disk) = rustix::process::geteuid().is_root().then(Disk::new).flatten() else { return };
     let (mount, run) = (disk.0.join("mount"), disk.0.join("run"));
     let layer = std::fs::File::open(&mount).unwrap();
     let socket = run.to_str().unwrap().to_owned();
-    let beside = move || (Some(Freezer::new(layer.into())), Some(Hooks::listen(&socket).unwrap()));
+    let beside = move || (Some(Freezer::new(layer.into(), helper)), Some(Hooks::listen(&socket).unwrap()));
     let Some(mut host) = agent_on(None, beside) else { return };
     host.hello(1);
     let script = format!(

@@ -74,7 +74,7 @@ fn prepare(uevents: &Uevents) -> Result<Ground, BootError> {
         held: Held::open().during(|| "open /proc, its vmstat or /dev/null".to_owned())?,
         pressure: memory::pressure().ok(),
         become_it: Box::new(move |hello| identity.take(hello).map_err(|error| error.to_string())),
-        freezer: Some(Freezer::new(layer)),
+        freezer: Some(Freezer::new(layer, Some("/proc/self/exe"))),
         hooks: hooks.ok(),
     })
 }

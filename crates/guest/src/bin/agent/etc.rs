@@ -9,7 +9,8 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, ftruncate, mkdirat, open, openat, openat2, statat, unlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, fstat, ftruncate, mkdirat, open, openat, openat2, statat,
+    unlinkat,
 };
 use rustix::io::{Errno, pwrite};
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, move_mount, open_tree, unmount};
@@ -62,7 +63,10 @@ impl EtcFiles {
             Ok(count) if count < content.len() => Err(Errno::NOSPC),
             other => other,
         };
-        if let Err(error) = written.and_then(|_| ftruncate(file, length)) {
+        // Cut off only what is longer: names of clones are alike in length, and to ask costs a fresh clone less.
+        let longer = |file| Ok(fstat(file)?.st_size as u64 > length);
+        let cut = |longer| if longer { ftruncate(file, length) } else { Ok(()) };
+        if let Err(error) = written.and_then(|_| longer(file)).and_then(cut) {
             console(&format!("/etc/{} could not be written: {error}", NAMES[which]));
         }
     }

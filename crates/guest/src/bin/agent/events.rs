@@ -141,10 +141,10 @@ impl Events {
         epoll::modify(&self.epoll, fd, EventData::new_u64(source.encode()), flags())
     }
 
-    /// Waits for news, or only looks when `busy`.
-    pub(crate) fn wait(&self, busy: bool) -> Result<Vec<Source>, Errno> {
+    /// Waits for news, not longer than `most` milliseconds.
+    pub(crate) fn wait(&self, most: Option<u16>) -> Result<Vec<Source>, Errno> {
         let mut events = Vec::with_capacity(BATCH);
-        let timeout = busy.then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
+        let timeout = most.map(|most| Timespec { tv_sec: 0, tv_nsec: i64::from(most) * 1_000_000 });
         match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error),

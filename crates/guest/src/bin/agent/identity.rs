@@ -52,9 +52,9 @@ struct Seed {
 }
 
 /// It is at least so late, in nanoseconds since the Unix epoch: the word may have been on its way for a while. So of
-/// several the one that came fastest counts, and a clock that is less than a millisecond behind is left alone.
+/// several the one that came fastest counts, and a clock that is less than two milliseconds behind is left alone.
 pub(crate) fn advance_clock(time_ns: u64) -> Result<(), IdentityError> {
-    const NEAR: u64 = 1_000_000;
+    const NEAR: u64 = 2_000_000;
     let now = rustix::time::clock_gettime(ClockId::Realtime);
     let now_ns = u64::try_from(now.tv_sec).unwrap_or(0).saturating_mul(1_000_000_000) + now.tv_nsec as u64;
     if time_ns > now_ns.saturating_add(NEAR) { set_clock(time_ns) } else { Ok(()) }

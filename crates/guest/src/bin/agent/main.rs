@@ -36,6 +36,9 @@ use rustix::process::getpid;
 use rustix::system::{RebootCommand, reboot};
 
 fn main() {
+    if !getpid().is_init() && std::env::args_os().nth(1).is_some_and(|name| name == freeze::HELPER) {
+        return freeze::help();
+    }
     // It mounts over what it finds and restarts the machine: nothing for anywhere but a guest.
     if !getpid().is_init() {
         console("this is the init of a Tartarus guest; it does nothing outside of one");

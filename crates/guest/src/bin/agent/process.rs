@@ -85,7 +85,11 @@ impl Process {
         let (number, socket) = self.spare.take()?;
         let mut word = [0; 2];
         match recv(&socket, &mut word, RecvFlags::DONTWAIT) {
-            Ok((1, _)) if self.end.is_none() => return Some(i32::from(word[0])),
+            // Closed later: the host is told first.
+            Ok((1, _)) if self.end.is_none() => {
+                self.spare = Some((number, socket));
+                return Some(i32::from(word[0]));
+            }
             Err(Errno::AGAIN | Errno::INTR) => self.spare = Some((number, socket)),
             // It is gone, became another program, or said what means nothing: its end is what is reaped.
             _ => {}

@@ -8,6 +8,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tartarus_guest::{End, Header, Hello, HelloAck, Kind, MAX_PROCESSES, Start, VERSION, message};
 
 use crate::agent::{Agent, Ground};
+use crate::console;
 use crate::events::Source;
 use crate::freeze::Freezer;
 use crate::identity::advance_clock;
@@ -15,6 +16,9 @@ use crate::memory::oom_kills;
 use crate::process::Process;
 use crate::session::Request;
 use crate::spawn::{signal_group, spawn};
+
+/// Free memory of the agent's in a snapshot, bytes: less than what the allocator gives back.
+const SPARE_HEAP: usize = 96 * 1024;
 
 impl Agent {
     /// Does what the host asks; an error is a rule that it broke.
@@ -52,7 +56,8 @@ impl Agent {
                 None => self.signal_queued(number, signal),
             },
             Request::Clock(time_ns) => {
-                // The hello set it already, a little late; a kernel that refuses now leaves it so.
+                // The hello set it already, a little late; a kernel that refuses now leaves it so. To read it costs a
+                // fresh clone nothing, to set it a millisecond or more.
                 if self.ground.is_ok() {
                     let _ = advance_clock(time_ns);
                 }
@@ -72,8 +77,7 @@ impl Agent {
 
     fn hello(&mut self, hello: &Hello) -> Result<(), String> {
         let ground = self.ground.as_mut().map_err(|why| why.clone())?;
-        let thawed = ground.freezer.as_mut().map_or(Ok(false), Freezer::thaw);
-        let restored = thawed.map_err(|error| format!("could not thaw the layer: {error}"))?;
+        let restored = ground.freezer.as_mut().is_some_and(Freezer::restored);
         (ground.become_it)(hello)?;
         if restored && let Some(hooks) = &mut ground.hooks {
             hooks.restored();
@@ -81,7 +85,7 @@ impl Agent {
         let uptime = clock_gettime(ClockId::Boottime);
         let ack = HelloAck {
             version: VERSION,
-            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            kernel: ground.held.kernel.clone(),
             uptime_ns: uptime.tv_sec as u64 * 1_000_000_000 + uptime.tv_nsec as u64,
             processes: self.processes.iter().map(|(number, process)| process.status(*number)).collect(),
         };
@@ -108,13 +112,31 @@ impl Agent {
             self.processes.insert(number, Process::new(start.token.clone(), spawned, self.ooms));
         }
         self.answer_start(number);
+        // Not before the process: it has the processor first.
+        self.thaw_soon();
         Ok(())
+    }
+
+    /// The layer is to be thawed and nobody is at it yet.
+    pub(crate) fn thaw_is_due(&self) -> bool {
+        self.ground.as_ref().is_ok_and(|ground| ground.freezer.as_ref().is_some_and(Freezer::is_due))
+    }
+
+    /// Has the layer thawed if that is due. A failure leaves it due.
+    pub(crate) fn thaw_soon(&mut self) {
+        if let Ok(Ground { freezer: Some(freezer), .. }) = &mut self.ground
+            && let Err(error) = freezer.thaw_soon()
+        {
+            console(&format!("could not thaw the layer: {error}"));
+        }
     }
 
     /// Freezes the layer and says so, or why not.
     fn freeze(&mut self) -> Result<(), String> {
         // Who connected before is told of the restore.
         self.hook_news();
+        // So that the heap need not grow first thing in a clone.
+        drop(std::hint::black_box(vec![1_u8; SPARE_HEAP]));
         let ground = self.ground.as_mut().map_err(|why| why.clone())?;
         self.ooms = oom_kills(&ground.held.vmstat);
         let why = match ground.freezer.as_mut().map(Freezer::freeze) {

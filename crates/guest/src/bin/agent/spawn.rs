@@ -37,6 +37,8 @@ pub(crate) struct Held {
     pub(crate) null: OwnedFd,
     /// The kernel's counters, which are read again and again.
     pub(crate) vmstat: OwnedFd,
+    /// The release of the kernel.
+    pub(crate) kernel: String,
 }
 
 impl Held {
@@ -48,6 +50,7 @@ impl Held {
             proc: open("/proc", path, Mode::empty())?,
             null: open("/dev/null", read, Mode::empty())?,
             vmstat: open("/proc/vmstat", read, Mode::empty())?,
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         })
     }
 }

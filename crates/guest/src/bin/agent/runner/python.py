@@ -44,8 +44,9 @@ def _tartarus(names):
                 break
             made.append(name)
             # What an extension still has to write is known to itself alone.
-            file = getattr(module, "__file__", None)
-            odd = odd or (file is not None and not file.endswith(".py"))
+            if name != "__main__":
+                file = getattr(module, "__file__", None)
+                odd = odd or (file is not None and not file.endswith(".py"))
         if odd:
             for name in known:
                 if name not in ("sys", "builtins"):
@@ -71,7 +72,7 @@ def _tartarus(names):
         for stream in streams:
             if stream is not None and not stream.closed:
                 stream.flush()
-        if fflush:
+        if fflush and not unused():
             fflush(None)
 
     def twister_of(numpy):
@@ -92,6 +93,45 @@ def _tartarus(names):
             return memory if (state["key"].tobytes(), state["pos"]) == (probe, 624) else None
         except Exception:
             return None
+
+    def twister_of_random():
+        """The same for the generator of the module `random`."""
+        try:
+            ctypes, made = modules["ctypes"], modules["random"]._inst
+            place = object.__basicsize__ + 4
+            if made.__sizeof__() < place + 2496:
+                return None
+            memory = memoryview((ctypes.c_char * 2496).from_address(id(made) + place)).cast("B")
+            words = memory.cast("I")
+            if (*words, 624) != made.getstate()[1]:
+                return None
+            memory[:] = memory[4:].tobytes() + b"abcd"
+            return memory if (*words, 624) == made.getstate()[1] else None
+        except Exception:
+            return None
+
+    def streams_of_c():
+        """Memory that changes when a stream of the C library is opened or has something to write, and what it holds now;
+        nothing where it is not known how that library keeps them."""
+        try:
+            ctypes, size = modules["ctypes"], modules["ctypes"].sizeof(modules["ctypes"].c_void_p)
+            library, found = ctypes.CDLL(None), []
+            places = [ctypes.addressof(ctypes.c_void_p.in_dll(library, "_IO_list_all"))]
+            for name in ("stdout", "stderr"):
+                places += [ctypes.addressof(ctypes.c_void_p.in_dll(library, name))]
+                places += [ctypes.c_void_p.from_address(places[-1]).value + size * 4]  # start and end of what is written
+            for place in places:
+                memory = memoryview((ctypes.c_char * (size * 2)).from_address(place)).cast("B")
+                found.append((memory, bytes(memory)))
+            return found
+        except Exception:
+            return []
+
+    def unused():
+        for memory, before in untouched:
+            if memory != before:
+                return False
+        return untouched
 
     def authkey(random):
         modules["multiprocessing.process"].current_process().authkey = random[65:97]
@@ -131,13 +171,14 @@ def _tartarus(names):
     streams, excepthook, status = (sys.stdout, sys.stderr), sys.excepthook, None
     # Extensions may write by the C library, whose buffers are not Python's.
     fflush = modules["ctypes"].CDLL(None).fflush if "ctypes" in modules else None
+    untouched = streams_of_c() if fflush else []
     folders = [getattr(modules[name], "__file__", None) or "" for name in known]
     unknown = not fflush and any(".so" in file and "/lib-dynload/" not in file for file in folders)
 
     read, from_bytes = os.read, int.from_bytes
     # How each generator takes its part of the random bytes. What can be looked up is looked up here.
     seeds = []
-    twister = None
+    twister = random_twister = None
     numpy = modules.get("numpy.random")
     if numpy:
         numpy.seed()  # so that no half of a pair of normal numbers is left over
@@ -146,8 +187,10 @@ def _tartarus(names):
             seeds.append(lambda random: numpy.seed(memoryview(random[97:2593]).cast("I").tolist()))
     if "random" in modules:
         modules["random"].seed(0)
-        core = import_first("_random").Random.seed.__get__(modules["random"]._inst)
-        seeds.append(lambda random: core(from_bytes(random[1:33], "little")))
+        random_twister = twister_of_random()
+        if not random_twister:
+            core = import_first("_random").Random.seed.__get__(modules["random"]._inst)
+            seeds.append(lambda random: core(from_bytes(random[1:33], "little")))
     if "_ssl" in modules:
         seeds.append(lambda random: modules["_ssl"].RAND_add(random[33:65], 32.0))
     if "multiprocessing.process" in modules:
@@ -269,9 +312,12 @@ def _tartarus(names):
         command = ["python3", "-c", None]
         if new >= (3, 10):
             sys.orig_argv = command
+        # The heap has grown, and what the dynamic linker looks up at a first call is looked up.
+        os.write(1, bytes(100000)[:0])
+        unused()
         packet = read(socket, 16384)
         if packet[:1] == b"p":
-            source = packet[2593:].decode()
+            source = packet[5089:].decode()
         elif packet:
             source = full()
             command += sys.argv[1:]
@@ -281,6 +327,8 @@ def _tartarus(names):
         source += "\n"
         if twister:
             twister[:] = packet[97:2593]
+        if random_twister:
+            random_twister[:] = packet[2593:5089]
         for seed in seeds:
             seed(packet)
         if not fflush and "ctypes" in source:

@@ -17,9 +17,9 @@ use crate::events::{Source, SparePart};
 use crate::spawn::{hand_over, output_pipes};
 use crate::users::User;
 
-/// Random bytes that a job is seeded with: three keys of 32, and 624 words, which are a whole state of the generator that
-/// most libraries use.
-pub(super) const RANDOM: usize = 3 * 32 + 624 * 4;
+/// Random bytes that a job is seeded with: three keys of 32, and twice 624 words, which are whole states of the generator
+/// that most libraries use.
+pub(super) const RANDOM: usize = 3 * 32 + 2 * 624 * 4;
 /// Bytes of a packet before the source.
 const HEAD: usize = 1 + RANDOM;
 /// Why a body is refused that its fields would be shifted in.

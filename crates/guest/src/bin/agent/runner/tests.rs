@@ -360,3 +360,26 @@ fn a_job_that_runs_can_be_signalled_and_what_it_leaves_delays_nothing() {
     assert_eq!(good(&mut host, 2, leaves), "done\n");
     assert!(began.elapsed().as_secs() < 4);
 }
+
+/// The host need not wait for the kernel, and a job that only pretends deceives nobody but itself.
+#[test]
+fn the_end_is_what_the_job_says_before_it_is_reaped() {
+    let Some(mut host) = runner(&[]) else { return };
+    let lives =
+        "import atexit, os, time\nprint(os.getpid())\nos._exit = lambda code: time.sleep(3600)\nraise SystemExit(7)";
+    let (out, err, end) = run(&mut host, 1, lives);
+    assert_eq!((err.as_str(), end), ("", End::Exited { code: 7, oom_kills: 0 }));
+    let pid: u32 = out.trim().parse().unwrap();
+    assert!(std::path::Path::new(&format!("/proc/{pid}")).exists(), "it was not waited for");
+    crate::spawn::signal_group(pid, libc::SIGKILL);
+    assert_eq!(good(&mut host, 2, "print('next')"), "next\n");
+    let (_, _, end) = run(&mut host, 3, "import os; os.write(63, b'too long')\nos.kill(os.getpid(), 9)");
+    assert_eq!(end, End::Signalled { signal: 9, oom_kills: 0 }, "what means nothing ends nothing");
+}
+
+#[test]
+fn the_end_of_a_forked_child_is_not_that_of_the_job() {
+    let Some(mut host) = runner(&[]) else { return };
+    let forks = "import os, sys\nif os.fork() == 0: sys.exit(3)\nprint(os.waitstatus_to_exitcode(os.wait()[1]))";
+    assert_eq!(good(&mut host, 1, forks), "3\n");
+}
