@@ -5,6 +5,7 @@
 //! hypervisor build and host boot.
 
 use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,13 +77,21 @@ struct TscOfBoot {
 
 type Known = (Arc<dyn Driver>, Chosen);
 
+/// Tells a program's file from the one that an upgrade puts in its place.
+type Stamp = (u64, u64, i64, i64);
+
+fn stamp(program: &Path) -> Option<Stamp> {
+    let meta = std::fs::metadata(program).ok()?;
+    Some((meta.dev(), meta.ino(), meta.mtime(), meta.mtime_nsec()))
+}
+
 /// Chooses drivers, and remembers.
 pub(crate) struct Chooser {
     dir: PathBuf,
     wanted: Wanted,
     supervisor: Program,
     /// By kernel.
-    known: Mutex<HashMap<String, Known>>,
+    known: Mutex<HashMap<String, (Option<Stamp>, Known)>>,
 }
 
 /// Decides from what was wanted and found; pure.
@@ -128,14 +137,19 @@ impl Chooser {
         reprobe: bool,
     ) -> Result<Known, CannotStart> {
         let mut known = self.known.lock().await;
-        if !reprobe && let Some((driver, chosen)) = known.get(kernel) {
+        let found = qemu::find();
+        let now = found.as_deref().and_then(stamp);
+        if !reprobe
+            && let Some((then, (driver, chosen))) = known.get(kernel)
+            && *then == now
+        {
             return Ok((driver.clone(), chosen.clone()));
         }
         let missing = || {
             let name = qemu::PROGRAM;
             CannotStart::never(format!("{name} is not there: install QEMU (Debian: apt-get install qemu-system-x86)"))
         };
-        let program = qemu::find().ok_or_else(missing)?;
+        let program = found.ok_or_else(missing)?;
         let build = qemu::version(&program).await.map_err(CannotStart::retry)?;
         let kvm = if self.wanted == Wanted::QemuTcg {
             KvmFound::Absent("not looked for".to_owned())
@@ -146,7 +160,7 @@ impl Chooser {
         let accel = if chosen.driver == "qemu-kvm" { Accel::Kvm } else { Accel::Tcg { tsc_khz: self.tsc().await.khz } };
         tracing::info!(driver = chosen.driver, why = %chosen.why, "driver chosen");
         let found = (self.qemu(&program, &build, accel), chosen);
-        known.insert(kernel.to_owned(), found.clone());
+        known.insert(kernel.to_owned(), (now, found.clone()));
         Ok(found)
     }
 

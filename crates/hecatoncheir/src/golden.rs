@@ -17,12 +17,16 @@ pub(crate) struct About {
     pub(crate) fingerprint: Fingerprint,
     /// Digest of the guest agent in it.
     pub(crate) agent: String,
+    /// Version of the guest protocol that it speaks.
+    pub(crate) protocol: u32,
 }
 
 impl About {
     /// Why it cannot be restored on a host whose driver is `here`.
     pub(crate) fn unusable(&self, here: &Fingerprint) -> Option<String> {
-        self.fingerprint.mismatch(here)
+        let (oldest, own) = (tartarus_guest::OLDEST, self.protocol);
+        let old = || format!("the agent in it speaks version {own} of the guest protocol, this program {oldest} and later");
+        self.fingerprint.mismatch(here).or_else(|| (own < oldest).then(old))
     }
 
     /// Why it should be made again although it can be used.
@@ -75,7 +79,10 @@ mod tests {
             shape: Shape { cpus: 1, memory_mib: 512 },
             fingerprint: fingerprint(),
             agent: "a".into(),
+            protocol: tartarus_guest::VERSION,
         };
+        let ancient = About { protocol: 0, ..about.clone() };
+        assert!(ancient.unusable(&fingerprint()).is_some());
         assert_eq!(about.unusable(&fingerprint()), None);
         let newer = Fingerprint { build: "QEMU 8.2".into(), ..fingerprint() };
         let why = about.unusable(&newer).unwrap();

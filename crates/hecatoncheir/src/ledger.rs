@@ -15,6 +15,7 @@ const BEGUN: &str = "begun";
 const OUTCOME: &str = "outcome.json";
 const PROGRESS: &str = "progress.json";
 const RESTORED: &str = "restored";
+const SAVING: &str = "saving";
 const PAUSES: &str = "pauses.json";
 
 /// How long a sandbox has stood still: its limits do not count that time.
@@ -124,11 +125,20 @@ impl Home {
     }
 
     /// Its machine came from this snapshot. Not synced: no machine outlives a power cut.
-    pub(crate) fn mark_restored(&self, golden: &str) -> io::Result<()> {
-        fs::write(self.dir.join(RESTORED), golden)
+    pub(crate) fn mark_restored(&self, from: &str) -> io::Result<()> {
+        fs::write(self.dir.join(RESTORED), from)
     }
 
-    /// The snapshot that its machine came from.
+    /// A snapshot is made of its machine, which nobody may use for anything else from then on.
+    pub(crate) fn mark_saving(&self) -> io::Result<()> {
+        fs::write(self.dir.join(SAVING), b"")
+    }
+
+    pub(crate) fn saving(&self) -> bool {
+        self.dir.join(SAVING).exists()
+    }
+
+    /// The snapshot that its machine came from, as it was marked.
     pub(crate) fn restored(&self) -> Option<String> {
         fs::read_to_string(self.dir.join(RESTORED)).ok()
     }

@@ -17,7 +17,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
 /// Bytes waiting to be sent at most.
-const OUTBOX: usize = 16 << 20;
+pub(crate) const OUTBOX: usize = 16 << 20;
 /// Bytes of a guest's own words that are passed on.
 const MAX_FAULT: usize = 500;
 
@@ -240,6 +240,11 @@ impl GuestLink {
     /// Starts a process.
     pub(crate) fn start(&self, process: u32, start: &Start) -> bool {
         self.send(|tag, out| frame::encode_message(tag, Kind::Start, process, &message::encode(start), out))
+    }
+
+    /// Bytes that wait to be sent.
+    pub(crate) fn waiting(&self) -> usize {
+        self.outbox.bytes.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// Starts the runner.

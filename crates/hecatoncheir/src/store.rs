@@ -149,7 +149,7 @@ impl HostStore {
             if let Err(why) = blocking(move || layer.layer_checked()).await {
                 tracing::warn!(%template, error = %why, "its snapshot cannot be used");
             } else if let Err(why) = self.base(&golden).await {
-                tracing::warn!(%template, why, "its snapshot is not loaded");
+                tracing::warn!(%template, error = %why, "its snapshot is not loaded");
             }
         }
     }
@@ -264,7 +264,7 @@ impl HostStore {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

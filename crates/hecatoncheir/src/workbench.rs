@@ -8,21 +8,52 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use erebus::lethe::{LayerFormat, Layers, copy_layer};
 use erebus::nyx::Snapshot;
-use tartarus_runtime::bases::Base;
+use tartarus_runtime::bases::{Base, BaseError};
 use tartarus_runtime::{DiskFormat, Driver, Layer, Machine, Restore, Vm};
 use tartarus_types::{MIB, Refusal, SandboxSpec, Shape, SnapshotUse, Timestamp};
 
 use crate::golden::{self, About};
-use crate::store::{HostStore, blocking};
+use crate::store::{HostStore, blocking, hex};
 use crate::workshop::{CannotStart, Hold, Ready, Start, Workshop};
 
 /// The layer's file in a machine's folder.
 const LAYER: &str = "layer";
 
+/// Why a snapshot that fits was not used.
+struct NotRestored {
+    why: String,
+    /// It is damaged, and will be the next time.
+    damaged: bool,
+}
+
+impl NotRestored {
+    fn passing(why: impl std::fmt::Display) -> Self {
+        Self { why: why.to_string(), damaged: false }
+    }
+}
+
+impl From<BaseError> for NotRestored {
+    fn from(e: BaseError) -> Self {
+        Self { why: e.to_string(), damaged: matches!(e, BaseError::Damaged { .. }) }
+    }
+}
+
+impl From<erebus::ErebusError> for NotRestored {
+    fn from(e: erebus::ErebusError) -> Self {
+        Self { why: e.to_string(), damaged: matches!(e, erebus::ErebusError::Unusable { .. }) }
+    }
+}
+
 /// A golden snapshot and what is on record of it.
 pub(crate) struct Golden {
     pub(crate) snapshot: Snapshot,
     pub(crate) about: About,
+}
+
+fn unhex(text: &str) -> Option<[u8; 32]> {
+    let digits = |at: usize| text.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
+    let bytes: Vec<u8> = (0..64).step_by(2).map_while(digits).collect();
+    bytes.try_into().ok().filter(|_| text.len() == 64)
 }
 
 fn now() -> Timestamp {
@@ -71,45 +102,45 @@ impl HostStore {
     }
 
     /// Memory, devices and layer of a snapshot.
-    async fn restore(&self, from: Golden, dir: &Path) -> Result<(Layer, Start), String> {
+    async fn restore(&self, from: Golden, dir: &Path) -> Result<(Layer, Start), NotRestored> {
         let base = self.base(&from).await?;
         let snapshot = from.snapshot;
         let (golden, lease) = (snapshot.golden().to_owned(), snapshot.lease());
+        let digest = hex(&snapshot.memory_digest());
         let target = dir.join(LAYER);
-        let made = blocking(move || {
+        let made = tokio::task::spawn_blocking(move || {
             let state = snapshot.state()?;
             let made = Layers::from_golden(&snapshot.layer_checked()?, &target)?;
             Ok::<_, erebus::ErebusError>((state, made.format))
         });
-        let (state, format) = made.await.map_err(|e| e.to_string())?;
+        let (state, format) = made.await.map_err(|e| NotRestored::passing(e))??;
         let layer = Layer { path: dir.join(LAYER), format: disk_format(format) };
         let memory = Arc::clone(&**base);
         let from = Restore { memory, state };
-        Ok((layer, Start::Snapshot { golden, from, hold: Hold::on(base), files: Hold::on(lease) }))
+        let (hold, files) = (Hold::on(base), Hold::on(lease));
+        Ok((layer, Start::Snapshot { golden, memory: digest, from, hold, files }))
     }
 
     /// The layer for a cold boot: the golden one, where there is one, so that what the warm-up wrote is there.
-    async fn cold_layer(&self, spec: &SandboxSpec, dir: &Path) -> Result<Layer, CannotStart> {
+    async fn cold_layer(&self, spec: &SandboxSpec, dir: &Path) -> Result<(Layer, Hold), CannotStart> {
         let golden = spec.golden.as_ref().filter(|_| spec.snapshot != SnapshotUse::Make);
         let snapshot = golden.and_then(|golden| self.snapshots.get(golden).ok().flatten());
+        let files = snapshot.as_ref().map(|s| Hold::on(s.lease())).unwrap_or_default();
         let (layers, target, size) = (self.layers.clone(), dir.join(LAYER), spec.disk_mib);
-        let made = blocking(move || {
-            // The snapshot keeps its files where they are until the layer is made of them.
-            match snapshot.as_ref().and_then(|s| s.layer_checked().ok()) {
-                Some(golden) => Layers::from_golden(&golden, &target).map(|made| made.format),
-                None => layers.make(size, &target).map(|made| made.format),
-            }
+        let made = blocking(move || match snapshot.as_ref().and_then(|s| s.layer_checked().ok()) {
+            Some(golden) => Layers::from_golden(&golden, &target).map(|made| made.format),
+            None => layers.make(size, &target).map(|made| made.format),
         });
         let format = made.await.map_err(CannotStart::retry)?;
-        Ok(Layer { path: dir.join(LAYER), format: disk_format(format) })
+        Ok((Layer { path: dir.join(LAYER), format: disk_format(format) }, files))
     }
 
     /// The memory of a snapshot, loaded and sealed.
-    pub(crate) async fn base(&self, golden: &Golden) -> Result<Arc<Base>, String> {
+    pub(crate) async fn base(&self, golden: &Golden) -> Result<Arc<Base>, BaseError> {
         let size = u64::from(golden.about.shape.memory_mib) * MIB;
         let (source, digest) = (golden.snapshot.clone(), golden.snapshot.memory_digest());
         let open = move || source.open_memory().map_err(std::io::Error::other);
-        self.bases.get(golden.snapshot.golden(), size, digest, open).await.map_err(|e| e.to_string())
+        self.bases.get(golden.snapshot.golden(), size, digest, open).await
     }
 }
 
@@ -130,21 +161,29 @@ impl Workshop for HostStore {
         let restored = match self.fitting(spec, &*driver) {
             Ok(golden) => {
                 let name = golden.snapshot.golden().to_owned();
-                // A file that was found damaged is not read again for each sandbox.
-                self.restore(golden, dir).await.inspect_err(|why| self.put_distrust(&name, why))
+                let restored = self.restore(golden, dir).await;
+                if let Err(NotRestored { why, damaged: true }) = &restored {
+                    // It is not read again for each sandbox.
+                    self.put_distrust(&name, why);
+                }
+                restored.map_err(|e| (e.why, !e.damaged))
             }
-            Err(why) => Err(why),
+            Err(why) => Err((why, false)),
         };
         let (layer, start) = match restored {
             Ok(restored) => restored,
-            Err(why) if spec.snapshot == SnapshotUse::Require => {
+            Err((why, true)) if spec.snapshot == SnapshotUse::Require => {
+                return Err(CannotStart::retry(format!("a snapshot is required, and it could not be loaded now: {why}")));
+            }
+            Err((why, false)) if spec.snapshot == SnapshotUse::Require => {
                 let advice = format!("`tartarus template rebuild {}` makes one", spec.template);
                 return Err(CannotStart::never(format!("a snapshot is required: {why}; {advice}")));
             }
-            Err(why) => {
+            Err((why, _)) => {
                 // A restore that came half-way may have left its layer.
                 let _ = std::fs::remove_file(dir.join(LAYER));
-                (self.cold_layer(spec, dir).await?, Start::Cold { why })
+                let (layer, files) = self.cold_layer(spec, dir).await?;
+                (layer, Start::Cold { why, files })
             }
         };
         let Shape { cpus, memory_mib } = shape(spec);
@@ -161,6 +200,7 @@ impl Workshop for HostStore {
             shape: shape(spec),
             fingerprint: driver.fingerprint(),
             agent: self.agent_digest().to_owned(),
+            protocol: tartarus_guest::VERSION,
         };
         vm.pause().await.map_err(CannotStart::retry)?;
         let draft = self.snapshots.draft(&golden).map_err(CannotStart::retry)?;
@@ -179,7 +219,7 @@ impl Workshop for HostStore {
         self.trust(&golden);
         // Whoever is told that it is ready shall not have to wait for its memory. What does not fit now may fit later.
         if let Err(why) = self.base(&made).await {
-            tracing::warn!(template = %spec.template, why, "the snapshot's memory is not loaded yet");
+            tracing::warn!(template = %spec.template, error = %why, "the snapshot's memory is not loaded yet");
         }
         Ok(())
     }
@@ -189,16 +229,16 @@ impl Workshop for HostStore {
         self.put_distrust(golden, why);
     }
 
-    async fn hold(&self, golden: &str) -> Hold {
-        let Ok(Some(golden)) = self.golden(golden) else { return Hold::default() };
-        match self.base(&golden).await {
-            Ok(base) => Hold::on(base),
-            Err(_) => Hold::default(),
-        }
+    fn hold(&self, golden: &str, memory: &str) -> Hold {
+        unhex(memory).and_then(|digest| self.bases.hold(golden, digest)).map(Hold::on).unwrap_or_default()
     }
 
     async fn shred(&self, dir: &Path) -> std::io::Result<()> {
         let layer = dir.join(LAYER);
+        // It may have ended before it had one.
+        if !layer.exists() {
+            return Ok(());
+        }
         tokio::task::spawn_blocking(move || erebus::lethe::shred(&layer)).await?.map(drop)
     }
 

@@ -57,11 +57,15 @@ pub enum Start {
     Cold {
         /// Why there was no snapshot to use.
         why: String,
+        /// Keeps the golden layer where it is until the guest has answered.
+        files: Hold,
     },
     /// From its template's golden snapshot.
     Snapshot {
         /// Its name.
         golden: String,
+        /// What [`Workshop::hold`] finds the memory by, also when the snapshot is another by then.
+        memory: String,
         /// Memory and devices.
         from: Restore,
         /// What it shares with others of the same snapshot, for as long as it lives.
@@ -92,8 +96,9 @@ pub trait Workshop: Send + Sync + 'static {
     /// A machine from this snapshot ended while it was restored: the next one shall not be tried with it.
     fn distrust(&self, golden: &str, why: &str);
 
-    /// Holds again what a machine shares that an earlier agent restored. A snapshot that is gone by now is nothing to hold.
-    async fn hold(&self, golden: &str) -> Hold;
+    /// Holds again what a machine shares that an earlier agent restored, by `memory` of its [`Start::Snapshot`]. Memory that
+    /// is not loaded any more is nothing to hold.
+    fn hold(&self, golden: &str, memory: &str) -> Hold;
 
     /// Overwrites what a sandbox wrote.
     ///

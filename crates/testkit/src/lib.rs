@@ -140,10 +140,10 @@ impl Workshop for FakeWorkshop {
             (SnapshotUse::Prefer | SnapshotUse::Require, Some(golden)) => {
                 let null = || std::fs::File::open("/dev/null").map_err(CannotStart::retry);
                 let from = Restore { memory: Arc::new(null()?.into()), state: null()?.into() };
-                Start::Snapshot { golden: golden.clone(), from, hold: Hold::default(), files: Hold::default() }
+                Start::Snapshot { golden: golden.clone(), from, memory: String::new(), hold: Hold::default(), files: Hold::default() }
             }
             (SnapshotUse::Require, None) => return Err(CannotStart::never("planned: no snapshot")),
-            _ => Start::Cold { why: "planned: no snapshot".to_owned() },
+            _ => Start::Cold { why: "planned: no snapshot".to_owned(), files: Hold::default() },
         };
         Ok(Ready { machine, driver: Arc::new(self.clone()), start })
     }
@@ -161,7 +161,7 @@ impl Workshop for FakeWorkshop {
         self.distrusted.lock().expect("no test panics while it holds this").insert(golden.to_owned());
     }
 
-    async fn hold(&self, _golden: &str) -> Hold {
+    fn hold(&self, _golden: &str, _memory: &str) -> Hold {
         Hold::default()
     }
 

@@ -77,7 +77,7 @@ impl Prepared {
     /// The driver's name, and how the machine comes up.
     pub(super) fn describe(&self) -> (String, StartedFrom) {
         let from = match &self.ready.start {
-            Start::Cold { why } => StartedFrom::ColdBoot { why: why.clone() },
+            Start::Cold { why, .. } => StartedFrom::ColdBoot { why: why.clone() },
             Start::Snapshot { golden, .. } => StartedFrom::Snapshot { golden: golden.clone() },
         };
         (self.ready.driver.name().to_owned(), from)
@@ -88,9 +88,9 @@ impl Prepared {
         let deadlines = Deadlines { wall_ms: Some(start_ms + SUPERVISOR_SLACK_MS), idle_ms: None, lease_ms: None };
         let Ready { machine, driver, start } = self.ready;
         match start {
-            Start::Cold { .. } => {
+            Start::Cold { files, .. } => {
                 let vm = driver.boot(&machine, deadlines).await.map_err(CannotStart::retry)?;
-                Ok(Launched { vm, hold: Hold::default(), files: Hold::default(), origin: Origin::Booted })
+                Ok(Launched { vm, hold: Hold::default(), files, origin: Origin::Booted })
             }
             Start::Snapshot { from, hold, files, .. } => {
                 let vm = driver.restore(&machine, from, deadlines).await.map_err(CannotStart::retry)?;

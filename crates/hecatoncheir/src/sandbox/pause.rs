@@ -24,7 +24,8 @@ impl Steady {
     /// Stops the machine. Its record says so when this returns.
     pub(super) async fn pause(&mut self, task: &Task) -> Result<(), Refusal> {
         if self.standstill.is_some() {
-            return Ok(());
+            // The report may not have been heard.
+            return report(task, Report::Paused).await;
         }
         if self.asked != Asked::default() || self.gone.is_some() {
             return Err(Refusal::new(ErrorCode::WrongState, "the sandbox is being ended"));
@@ -35,6 +36,8 @@ impl Steady {
         let pauses = Pauses { since: Some(task.now()), ..task.home.pauses() };
         task.home.put_pauses(pauses).map_err(Refusal::internal)?;
         if let Err(e) = self.vm.pause().await {
+            // It may obey later: whatever it does, it shall go on.
+            let _ = self.vm.resume().await;
             let _ = task.home.put_pauses(Pauses { since: None, ..pauses });
             return Err(Refusal::internal(e));
         }
@@ -46,21 +49,29 @@ impl Steady {
 
     /// Lets the machine go on. Its record says so when this returns.
     pub(super) async fn resume(&mut self, task: &Task) -> Result<(), Refusal> {
-        let Some(Standstill { since }) = self.standstill else { return Ok(()) };
+        let Some(Standstill { since }) = self.standstill else { return report(task, Report::Resumed).await };
         let pauses = task.home.pauses();
-        let stood = pauses.since.map_or(0, |since| task.now().ms_since(since));
-        let total_ms = pauses.total_ms + stood;
-        task.home.put_pauses(Pauses { since: None, total_ms }).map_err(Refusal::internal)?;
-        self.vm.resume().await.map_err(Refusal::internal)?;
-        self.standstill = None;
+        let total_ms = pauses.total_ms + pauses.since.map_or(0, |since| task.now().ms_since(since));
         let stood: Duration = since.elapsed();
         for at in [&mut self.limit_at, &mut self.start_at, &mut self.wall_at].into_iter().flatten() {
             *at += stood;
         }
+        // Limits before it goes on: when this agent dies in between, the supervisor has them.
+        self.arm_supervisor(task).await;
+        let gone_on = async {
+            task.home.put_pauses(Pauses { since: None, total_ms }).map_err(Refusal::internal)?;
+            self.vm.resume().await.map_err(Refusal::internal)
+        };
+        if let Err(e) = gone_on.await {
+            let _ = task.home.put_pauses(Pauses { since: Some(task.now()), total_ms });
+            let _ = self.vm.set_deadlines(Deadlines::default()).await;
+            self.standstill = Some(Standstill { since: Instant::now() });
+            return Err(e);
+        }
+        self.standstill = None;
         self.used();
         // The guest's clock stood still as well.
         self.link.clock();
-        self.arm_supervisor(task).await;
         report(task, Report::Resumed).await
     }
 }

@@ -15,6 +15,7 @@ use super::process::{Note, Process};
 use super::steady::{MAIN, Steady};
 use super::task::Task;
 use super::warm::warm_start;
+use crate::link::OUTBOX;
 use crate::output::LiveLog;
 
 impl Steady {
@@ -94,6 +95,10 @@ impl Steady {
         if task.assignment.spec.snapshot == SnapshotUse::Make {
             return Err(Refusal::new(ErrorCode::WrongState, "it makes a golden snapshot: nothing else may run in it"));
         }
+        if self.standstill.is_some() && self.link.waiting() + 2 * size_of_spec(&spec) > OUTBOX / 2 {
+            let why = "the sandbox stands still and too much waits for it already: resume it first";
+            return Err(Refusal::new(ErrorCode::Busy, why));
+        }
         if self.processes.len() >= tartarus_guest::MAX_PROCESSES {
             return Err(Refusal::new(ErrorCode::Busy, "too many commands run in the sandbox"));
         }
@@ -125,6 +130,13 @@ impl Steady {
             p.outcome.send_replace(Some(outcome));
         }
     }
+}
+
+/// Bytes of what a command is started with, about; as JSON it is at most twice as long in practice.
+fn size_of_spec(spec: &ExecSpec) -> usize {
+    let env = spec.env.iter().map(|(name, value)| name.len() + value.len());
+    let all = spec.command.iter().map(String::len).chain(env).chain(spec.code.iter().map(String::len));
+    all.sum::<usize>() + 4096
 }
 
 /// The sandbox's own command; where it makes a snapshot, the warm-up.

@@ -140,7 +140,10 @@ impl Steady {
             if let Some(mut outcome) = self.over(task, exit.as_ref()) {
                 let warmed = outcome.reason == Reason::Exited && outcome.exit_code == Some(0);
                 if warmed && task.assignment.spec.snapshot == SnapshotUse::Make {
-                    outcome = self.make_snapshot(task, outcome).await;
+                    match self.make_snapshot(task, outcome).await {
+                        Ok(made) => outcome = made,
+                        Err(end) => return end,
+                    }
                 }
                 return self.wind_up(task, outcome).await;
             }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use tartarus_api::node::{Assignment, Live, Moment, Progress, Report, StartedFrom, Verdict};
-use tartarus_runtime::{Adopted, Vm};
-use tartarus_types::{Outcome, Reason, Refusal};
+use tartarus_runtime::{Adopted, Deadlines, Vm};
+use tartarus_types::{Outcome, Reason, Refusal, Timestamp};
 use tokio::sync::{mpsc, watch};
 
 use super::bringup::{self, Greeted, Identified, Launched, Origin, Prepared};
@@ -19,6 +19,9 @@ use crate::workshop::{CannotStart, Hold};
 
 /// Requests waiting for a sandbox's task; callers wait beyond it.
 const REQUESTS: usize = 64;
+
+/// A restored guest answers within this, also on a busy host.
+const RESTORE: Duration = Duration::from_secs(15);
 
 /// How a sandbox's stay on this node ends.
 pub(super) enum End {
@@ -88,13 +91,18 @@ impl Task {
         }
     }
 
-    pub(super) fn now(&self) -> tartarus_types::Timestamp {
+    pub(super) fn now(&self) -> Timestamp {
         (self.ctx.clock)()
     }
 
     /// Notes that a phase is reached.
     pub(super) fn reached(&self, phase: &str) {
-        let moment = Moment { phase: phase.to_owned(), at: self.now() };
+        self.reached_at(phase, self.now());
+    }
+
+    /// Notes that a phase was reached.
+    pub(super) fn reached_at(&self, phase: &str, at: Timestamp) {
+        let moment = Moment { phase: phase.to_owned(), at };
         self.live.send_modify(|live| live.progress.moments.push(moment));
     }
 
@@ -148,14 +156,17 @@ impl Task {
 
     /// A snapshot that this sandbox could not be started from is not tried again at once: the next attempt boots cold.
     fn distrust(&self, e: &CannotStart) {
-        if let Some(golden) = self.home.restored() {
-            self.ctx.workshop.distrust(&golden, &e.why);
+        if let Some(from) = self.home.restored() {
+            self.ctx.workshop.distrust(from.split(' ').next().unwrap_or_default(), &e.why);
         }
     }
 
     /// From a running machine to the end.
     async fn boot(&mut self, launched: Launched, patience: Duration) -> End {
         self.live.send_modify(|live| live.hypervisor_pid = Some(launched.vm.pid()));
+        let restored = launched.origin == Origin::Restored;
+        // A restored guest needs no boot: one that does not answer never will, and another attempt boots cold.
+        let patience = if restored { patience.min(RESTORE) } else { patience };
         let greeting = tokio::select! {
             greeting = launched.greet(identified(&self.assignment, false)) => greeting,
             exit = launched.vm.wait() => Err(bringup::ended(&exit)),
@@ -166,18 +177,22 @@ impl Task {
                 return end;
             }
             () = tokio::time::sleep(patience) => {
-                launched.unwind().await;
-                return End::Outcome(Outcome::because(Reason::StartTimeout, "its guest did not boot in time"));
+                if restored && self.start_ms_left() > 0 {
+                    Err(CannotStart::retry("its guest did not answer after it was restored"))
+                } else {
+                    launched.unwind().await;
+                    return End::Outcome(Outcome::because(Reason::StartTimeout, "its guest did not boot in time"));
+                }
             }
         };
         match greeting {
             Ok((link, events, ack)) => self.begin(launched.greeted(link, events, ack)).await,
             Err(e) => {
-                if launched.origin == Origin::Restored {
+                if restored {
                     self.distrust(&e);
                 }
                 launched.unwind().await;
-                End::GiveBack(e)
+                End::GiveBack(CannotStart { retry: e.retry || restored, ..e })
             }
         }
     }
@@ -285,9 +300,18 @@ impl Task {
                 tracing::info!(sandbox = %self.assignment.sandbox, pid = vm.pid(), "taken over");
                 self.live.send_modify(|live| live.hypervisor_pid = Some(vm.pid()));
                 let (hold, origin) = match self.home.restored() {
-                    Some(golden) => (self.ctx.workshop.hold(&golden).await, Origin::WasRestored),
+                    Some(from) => {
+                        let (golden, memory) = from.split_once(' ').unwrap_or((&from, ""));
+                        (self.ctx.workshop.hold(golden, memory), Origin::WasRestored)
+                    }
                     None => (Hold::default(), Origin::Booted),
                 };
+                if self.home.saving() {
+                    vm.kill().await;
+                    vm.wait().await;
+                    let why = "the node agent was restarted while it made the snapshot";
+                    return End::Outcome(Outcome::because(Reason::NodeFailed, why));
+                }
                 if let Some(end) = self.stand_still(&*vm).await {
                     return end;
                 }
@@ -325,6 +349,8 @@ impl Task {
         if let Err(e) = vm.pause().await {
             tracing::warn!(sandbox = %self.assignment.sandbox, error = %e, "cannot be kept still");
         }
+        // Its limits wait as well; an agent that died before it said so is made up for here.
+        let _ = vm.set_deadlines(Deadlines::default()).await;
         match self.report(Report::Paused).await {
             Some(Verdict::Go) => {}
             Some(Verdict::Abandon) => return Some(End::Abandoned),
@@ -345,13 +371,14 @@ impl Task {
                         vm.resume().await.map_err(Refusal::internal)
                     };
                     let gone_on = gone_on.await;
-                    if gone_on.is_ok() {
-                        self.report(Report::Resumed).await;
-                    }
                     let fine = gone_on.is_ok();
+                    let heard = if fine { self.report(Report::Resumed).await } else { Some(Verdict::Go) };
                     let _ = reply.send(gone_on);
-                    if fine {
-                        return None;
+                    match heard {
+                        None => return Some(End::Left),
+                        Some(Verdict::Abandon) => return Some(End::Abandoned),
+                        Some(Verdict::Go) if fine => return None,
+                        Some(Verdict::Go) => {}
                     }
                 }
                 Some(Request::Pause { reply }) => drop(reply.send(Ok(()))),
@@ -439,6 +466,7 @@ impl Task {
             gone = bringup::put_down(&self.ctx, &self.home).await;
         }
         if self.assignment.spec.shred
+            && gone.is_ok()
             && let Err(e) = self.ctx.workshop.shred(self.home.dir()).await
         {
             tracing::warn!(sandbox = %self.assignment.sandbox, error = %e, "what it wrote could not be overwritten");

@@ -62,14 +62,18 @@ async fn run(
     link.start(WARM, &warm_start(spec, command, &format!("{token}-warm")));
     link.attach(WARM, 0, 0);
     link.attach(WARM, 1, 0);
-    let mut words: Vec<u8> = Vec::new();
+    let (mut words, mut arrived): (Vec<u8>, [u64; 2]) = (Vec::new(), [0; 2]);
     loop {
         match next(events, |event| matches!(event, GuestEvent::Output { .. } | GuestEvent::Ended { .. })).await? {
             GuestEvent::Output { process: WARM, stream, offset, bytes } => {
-                let offset = offset.saturating_add(bytes.len() as u64);
+                let next = offset.saturating_add(bytes.len() as u64);
+                let expected = std::mem::replace(&mut arrived[stream], next);
+                let header = Header { kind: Kind::Ack, stream: stream as u8 + 1, process: WARM, offset: next };
+                if offset != expected || bytes.is_empty() || !link.frame(header, &[]) {
+                    return Err(CannotStart::never("the guest agent broke the protocol while it was warmed up"));
+                }
                 words.extend(bytes);
                 words.drain(..words.len().saturating_sub(LAST_WORDS));
-                link.frame(Header { kind: Kind::Ack, stream: stream as u8 + 1, process: WARM, offset }, &[]);
             }
             GuestEvent::Ended { process: WARM, end } => {
                 link.frame(Header::new(Kind::Forget, WARM), &[]);
