@@ -104,6 +104,11 @@ impl Home {
         &self.dir
     }
 
+    /// Makes the folder, in which a restarted agent finds nothing yet.
+    pub(crate) fn make(&self) -> io::Result<()> {
+        make_dir(&self.dir)
+    }
+
     /// Writes the assignment: from here on a restarted agent knows of it.
     pub(crate) fn create(&self, assignment: &Assignment) -> io::Result<()> {
         make_dir(&self.dir)?;

@@ -130,3 +130,41 @@ fn a_template_goes_while_sandboxes_of_it_run_and_takes_its_snapshot_along() {
     server.ok(&["rm", &id]);
     server.nothing_left();
 }
+
+/// Two that are restored from one snapshot at the same moment, the first after the server started.
+#[test]
+fn two_restores_at_once_share_the_snapshot() {
+    let mut server = Server::start();
+    template(&server, "both", &["--warm", "echo both > /w"]);
+    server.stop();
+    server.spawn();
+    let start = || server.cli(&["run", "both", "--", "sh", "-c", "cat /w; cat /proc/sys/kernel/random/uuid"]);
+    let runs = [start(), start(), start()].map(|mut c| c.stdout(std::process::Stdio::piped()).spawn().unwrap());
+    let said: Vec<String> =
+        runs.map(|run| String::from_utf8(run.wait_with_output().unwrap().stdout).unwrap()).into_iter().collect();
+    for (i, text) in said.iter().enumerate() {
+        assert!(text.starts_with("both\n"), "{text:?}");
+        assert!(!said[..i].contains(text), "two clones are the same: {text}");
+    }
+    let all = server.json(&["ps", "--all", "--json"]);
+    for record in all.as_array().unwrap().iter().filter(|s| s["template"] == "both").take(3) {
+        let record = server.json(&["inspect", record["id"].as_str().unwrap(), "--json"]);
+        assert_eq!(started_from(&record), "snapshot", "{record}");
+    }
+    server.nothing_left();
+}
+
+/// A sandbox sees nothing of what its template becomes later.
+#[test]
+fn a_running_clone_is_untouched_by_a_rebuild() {
+    let server = Server::start();
+    template(&server, "anew", &["--warm", "cat /proc/sys/kernel/random/uuid > /made"]);
+    let id = crate::world::running(&server, &["anew"]);
+    let before = sh(&server, &id, "cat /made");
+    server.ok(&["template", "rebuild", "anew"]);
+    assert_ne!(server.ok(&["run", "anew", "--", "cat", "/made"]), before, "it was not made anew");
+    sh(&server, &id, "echo 3 > /proc/sys/vm/drop_caches; true");
+    assert_eq!(sh(&server, &id, "cat /made; echo mine > /x; cat /x"), format!("{before}\nmine"));
+    server.ok(&["rm", &id]);
+    server.nothing_left();
+}

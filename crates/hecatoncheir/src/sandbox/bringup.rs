@@ -66,8 +66,14 @@ pub(super) struct Greeted {
 impl Prepared {
     pub(super) async fn new(ctx: &Context, assignment: &Assignment) -> Result<Self, CannotStart> {
         let home = ctx.ledger.home(&assignment.sandbox);
-        home.create(assignment).map_err(|e| CannotStart::retry(format!("writing the node's ledger: {e}")))?;
-        let ready = ctx.workshop.machine(&assignment.spec, home.dir()).await?;
+        let ledger = |e| CannotStart::retry(format!("writing the node's ledger: {e}"));
+        home.make().map_err(ledger)?;
+        let (kept, known) = (home.clone(), assignment.clone());
+        // Side by side: the machine is not started before the assignment is on disk.
+        let written = tokio::task::spawn_blocking(move || kept.create(&known));
+        let ready = ctx.workshop.machine(&assignment.spec, home.dir()).await;
+        written.await.map_err(CannotStart::retry)?.map_err(ledger)?;
+        let ready = ready?;
         if let Start::Snapshot { golden, .. } = &ready.start {
             home.mark_restored(golden).map_err(|e| CannotStart::retry(format!("writing the node's ledger: {e}")))?;
         }

@@ -257,16 +257,20 @@ impl Task {
         if !self.home.begun() {
             tracing::info!(sandbox = %self.assignment.sandbox, kernel = shown, "guest ready");
             self.reached("guest_ready");
-            if let Err(e) = self.home.mark_begun() {
-                greeted.unwind().await;
-                return End::GiveBack(CannotStart::retry(format!("writing the node's ledger: {e}")));
-            }
         }
         // A guest that knows the attempt has started it, so leave was given before this agent's time.
         let token = self.assignment.token.as_str();
         let granted = greeted.ack.processes.iter().any(|p| p.token == token);
         if !granted {
-            match self.report(Report::Begin).await {
+            // Side by side: either of them alone is made up for by an agent that takes over from here.
+            let home = self.home.clone();
+            let marked = tokio::task::spawn_blocking(move || if home.begun() { Ok(()) } else { home.mark_begun() });
+            let verdict = self.report(Report::Begin).await;
+            if let Err(e) = marked.await.map_err(std::io::Error::other).and_then(|marked| marked) {
+                greeted.unwind().await;
+                return End::GiveBack(CannotStart::retry(format!("writing the node's ledger: {e}")));
+            }
+            match verdict {
                 Some(Verdict::Go) => {}
                 Some(Verdict::Abandon) => {
                     greeted.unwind().await;
