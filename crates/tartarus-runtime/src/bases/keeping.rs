@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::sleep;
 
 use super::{Base, Key, Shelf};
 use crate::keeper::{Connection, Connector};
@@ -16,8 +17,15 @@ use crate::sealed;
 
 /// Questions that wait for their turn; whoever has one more waits.
 const QUEUE: usize = 64;
-/// A keeper that does not come up, or dies at once, is not tried again sooner.
+/// A keeper that does not come up, or dies at once, is not tried again sooner; each time in a row doubles it.
 const PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause between two tries.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// The pause after a keeper that lasted for so long; not at all, if it did not come up.
+fn pause_after(pause: Duration, lasted: Duration) -> Duration {
+    if lasted >= pause { PAUSE } else { (pause * 2).min(LONGEST) }
+}
 
 /// Something to be done by the keeper. The sender of the answer is dropped when it cannot be done.
 enum Job {
@@ -36,7 +44,7 @@ pub(super) struct Keeping {
 impl Keeping {
     /// Connects, and puts everything on the shelf that the keeper holds and that is what it is called.
     pub(super) async fn start(connector: Connector, shelf: Arc<Shelf>) -> Self {
-        let mut task = Task { connector, shelf, connection: None, tried: None };
+        let mut task = Task { connector, shelf, connection: None, tried: None, pause: PAUSE };
         if task.reach().await {
             task.done(task.adopt().await);
         }
@@ -80,6 +88,8 @@ struct Task {
     connection: Option<Connection>,
     /// When it was last tried to reach one.
     tried: Option<Instant>,
+    /// How long after that the next try is.
+    pause: Duration,
 }
 
 impl Task {
@@ -90,12 +100,18 @@ impl Task {
                     job = queue.recv() => job,
                     () = connection.lost() => {
                         tracing::warn!("the keeper is gone, starting another");
-                        self.connection = None;
+                        self.lost();
                         self.renew().await;
                         continue;
                     }
                 },
-                None => queue.recv().await,
+                None => tokio::select! {
+                    job = queue.recv() => job,
+                    () = sleep(self.to_wait()) => {
+                        self.renew().await;
+                        continue;
+                    }
+                },
             };
             let Some(job) = job else { return };
             if let Job::Quit(done) = job {
@@ -115,17 +131,36 @@ impl Task {
         }
     }
 
-    /// Connects, unless that was just tried.
+    /// How long no other may be tried yet.
+    fn to_wait(&self) -> Duration {
+        self.tried.map_or(Duration::ZERO, |at| self.pause.saturating_sub(at.elapsed()))
+    }
+
+    /// Connects, unless that was tried too short a time ago.
     async fn reach(&mut self) -> bool {
-        if self.tried.is_some_and(|at| at.elapsed() < PAUSE) {
+        if !self.to_wait().is_zero() {
             return false;
         }
-        match self.connector.connect().await {
-            Ok(connection) => self.connection = Some(connection),
-            Err(e) => tracing::warn!(error = %e, "no keeper: loaded memories will not outlive this process"),
-        }
+        let connected = self.connector.connect().await;
         self.tried = Some(Instant::now());
+        match connected {
+            Ok(connection) => self.connection = Some(connection),
+            Err(e) => {
+                tracing::warn!(error = %e, "no keeper: loaded memories will not outlive this process");
+                self.lost();
+            }
+        }
         self.connection.is_some()
+    }
+
+    /// There is none any more, or yet.
+    fn lost(&mut self) {
+        self.connection = None;
+        self.pause = pause_after(self.pause, self.tried.map_or(Duration::ZERO, |at| at.elapsed()));
+        if self.pause > PAUSE {
+            let wait = self.to_wait();
+            tracing::warn!(?wait, "the keeper does not stay: no other is started until then");
+        }
     }
 
     async fn renew(&mut self) {
@@ -140,7 +175,7 @@ impl Task {
         if let Err(e) = result {
             tracing::warn!(error = %e, "the keeper did not do what it was asked");
             if e.kind() != io::ErrorKind::Other {
-                self.connection = None;
+                self.lost();
             }
         }
     }
@@ -200,4 +235,21 @@ async fn carry_out(connection: &Connection, job: Job) -> io::Result<()> {
         Job::Quit(_) => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_doubles_up_to_a_bound_and_starts_anew_after_a_keeper_that_lasted() {
+        let mut pauses = vec![PAUSE];
+        for _ in 0..8 {
+            pauses.push(pause_after(pauses[pauses.len() - 1], Duration::from_millis(900)));
+        }
+        let seconds: Vec<u64> = pauses.iter().map(Duration::as_secs).collect();
+        assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        assert_eq!(pause_after(LONGEST, LONGEST), PAUSE);
+        assert_eq!(pause_after(PAUSE, Duration::ZERO), 2 * PAUSE);
+    }
 }
