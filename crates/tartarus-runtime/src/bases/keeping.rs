@@ -2,7 +2,7 @@
 //!
 //! Nothing here fails: without a keeper bases work as well, they only do not outlive the agent.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 
-use super::{Base, Key, Shelf};
+use super::{Key, Shelf, State};
 use crate::keeper::{Connection, Connector};
 use crate::sealed;
 
@@ -44,10 +44,8 @@ pub(super) struct Keeping {
 impl Keeping {
     /// Connects, and puts everything on the shelf that the keeper holds and that is what it is called.
     pub(super) async fn start(connector: Connector, shelf: Arc<Shelf>) -> Self {
-        let mut task = Task { connector, shelf, connection: None, tried: None, pause: PAUSE };
-        if task.reach().await {
-            task.done(task.adopt().await);
-        }
+        let mut task = Task { connector, shelf, connection: None, tried: None, pause: PAUSE, adopted: false };
+        task.renew().await;
         let (jobs, queue) = mpsc::channel(QUEUE);
         tokio::spawn(task.run(queue));
         Self { jobs }
@@ -90,10 +88,13 @@ struct Task {
     tried: Option<Instant>,
     /// How long after that the next try is.
     pause: Duration,
+    /// What an earlier agent's keeper held is on the shelf.
+    adopted: bool,
 }
 
 impl Task {
     async fn run(mut self, mut queue: mpsc::Receiver<Job>) {
+        let ended = self.shelf.ended.clone();
         loop {
             let job = match &self.connection {
                 Some(connection) => tokio::select! {
@@ -102,6 +103,11 @@ impl Task {
                         tracing::warn!("the keeper is gone, starting another");
                         self.lost();
                         self.renew().await;
+                        continue;
+                    }
+                    () = ended.notified() => {
+                        let swept = self.sweep().await;
+                        self.done(swept);
                         continue;
                     }
                 },
@@ -165,8 +171,11 @@ impl Task {
 
     async fn renew(&mut self) {
         if self.reach().await {
-            let refilled = self.refill().await;
-            self.done(refilled);
+            let filled = match self.adopt().await {
+                Ok(()) => self.refill().await,
+                failed => failed,
+            };
+            self.done(filled);
         }
     }
 
@@ -180,15 +189,22 @@ impl Task {
         }
     }
 
-    async fn adopt(&self) -> io::Result<()> {
+    async fn adopt(&mut self) -> io::Result<()> {
+        if self.adopted {
+            return Ok(());
+        }
         let Some(connection) = &self.connection else { return Ok(()) };
         for name in connection.names().await? {
             let Some(memory) = connection.get(&name).await? else { continue };
             let identified = Key::from_held(&name).ok_or_else(|| "its name is not ours".to_owned());
             match identified.and_then(|key| sealed::identify(&memory, &key.digest).map(|bytes| (key, bytes))) {
                 Ok((key, bytes)) => {
-                    let base = Arc::new(Base { memory: Arc::new(memory), bytes });
-                    self.shelf.with(|state| state.insert(key, base));
+                    let base = self.shelf.base(memory, bytes);
+                    self.shelf.with(|state| {
+                        if !state.wanted(&key) {
+                            state.insert(key, base);
+                        }
+                    });
                 }
                 Err(why) => {
                     tracing::warn!(name, why, "the keeper holds something else");
@@ -196,20 +212,36 @@ impl Task {
                 }
             }
         }
+        self.adopted = true;
         Ok(())
     }
 
-    /// Makes a keeper hold exactly what is on the shelf.
+    /// Has the keeper let go of what was removed and is not in use any more.
+    async fn sweep(&self) -> io::Result<()> {
+        let Some(connection) = &self.connection else { return Ok(()) };
+        for key in self.shelf.with(State::ended) {
+            connection.drop(&key.held_as()).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes a keeper hold exactly what is on the shelf, or was and is in use.
     async fn refill(&self) -> io::Result<()> {
         let Some(connection) = &self.connection else { return Ok(()) };
         let held: BTreeSet<String> = connection.names().await?.into_iter().collect();
-        let all: Vec<(String, Arc<OwnedFd>)> = self
-            .shelf
-            .with(|state| state.loaded.iter().map(|(key, slot)| (key.held_as(), slot.base.memory.clone())).collect());
-        for name in held.iter().filter(|name| !all.iter().any(|(known, _)| known == *name)) {
-            connection.drop(name).await?;
+        let (all, unwanted) = self.shelf.with(|state| {
+            state.ended();
+            let loaded = state.loaded.iter().map(|(key, slot)| (key.held_as(), slot.base.memory.clone()));
+            let removed =
+                state.removed.iter().filter_map(|(key, base)| Some((key.held_as(), base.upgrade()?.memory.clone())));
+            let all: BTreeMap<String, Arc<OwnedFd>> = removed.chain(loaded).collect();
+            let wanted = |name: &String| Key::from_held(name).is_some_and(|key| state.wanted(&key));
+            (all, held.iter().filter(|name| !wanted(name)).cloned().collect::<Vec<_>>())
+        });
+        for name in unwanted {
+            connection.drop(&name).await?;
         }
-        for (name, memory) in all.iter().filter(|(name, _)| !held.contains(name)) {
+        for (name, memory) in all.iter().filter(|(name, _)| !held.contains(*name)) {
             connection.put(name, memory.as_fd()).await?;
         }
         Ok(())
