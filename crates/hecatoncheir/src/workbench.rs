@@ -215,7 +215,7 @@ impl Workshop for HostStore {
             Ok::<_, Refusal>(Golden { snapshot, about })
         });
         let made = kept.await.map_err(CannotStart::retry)?;
-        self.bases.remove(&golden).await;
+        self.bases.remove_others(&golden, made.snapshot.memory_digest()).await;
         self.trust(&golden);
         // Whoever is told that it is ready shall not have to wait for its memory. What does not fit now may fit later.
         if let Err(why) = self.base(&made).await {

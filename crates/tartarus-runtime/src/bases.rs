@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::keeper::{self, Connector};
 use crate::sealed;
@@ -42,8 +42,8 @@ pub enum BaseError {
     },
     /// It would be more than bases may take, and the others are in use.
     #[error(
-        "the memory of {name} ({} MiB) does not fit: loaded memories may take {} MiB, and {} MiB are in use",
-        need >> 20, budget >> 20, in_use >> 20
+        "the memory of {} ({} MiB) does not fit: raise `tartarus up --snapshot-memory`, now {} MiB; {} MiB are in use",
+        short(name), need >> 20, budget >> 20, in_use >> 20
     )]
     NoRoom {
         /// The base.
@@ -65,11 +65,24 @@ pub enum BaseError {
     },
 }
 
+/// A name that is a SHA-256 in a form that a person can read; any other as it is.
+fn short(name: &str) -> &str {
+    if sealed::unhex(name).is_some() { &name[..12] } else { name }
+}
+
 /// A sealed memory. While it is held outside of [`Bases`] it counts as in use.
 #[derive(Debug)]
 pub struct Base {
     memory: Arc<OwnedFd>,
     bytes: u64,
+    /// Told when this ends: one that was removed while it was in use can be let go of then.
+    ended: Arc<Notify>,
+}
+
+impl Drop for Base {
+    fn drop(&mut self) {
+        self.ended.notify_one();
+    }
 }
 
 impl Base {
@@ -127,15 +140,16 @@ struct Loading {
 struct State {
     loaded: BTreeMap<Key, Slot>,
     loading: BTreeMap<Key, Loading>,
-    /// Removed while machines used them: they still take memory.
-    removed: Vec<(String, Weak<Base>)>,
+    /// Removed while machines used them: they still take memory, and the keeper holds them for the next agent.
+    removed: Vec<(Key, Weak<Base>)>,
     uses: u64,
+    /// What was taken over has been brought within the budget.
+    trimmed: bool,
 }
 
 impl State {
     /// Everything that takes memory, as [`evict`] wants it.
-    fn all(&mut self) -> Vec<Loaded<Option<Key>>> {
-        self.removed.retain(|(_, base)| base.strong_count() > 0);
+    fn all(&self) -> Vec<Loaded<Option<Key>>> {
         let loaded = self.loaded.iter().map(|(key, slot)| {
             // Handed out under this state's lock only, so that one holder means: nobody else, and nobody comes.
             let in_use = Arc::strong_count(&slot.base) > 1;
@@ -160,11 +174,59 @@ impl State {
         Ok(victims)
     }
 
+    /// What takes memory under that key, also when it was removed.
+    fn find(&mut self, key: &Key) -> Option<Arc<Base>> {
+        self.uses += 1;
+        if let Some(slot) = self.loaded.get_mut(key) {
+            slot.used = self.uses;
+            return Some(slot.base.clone());
+        }
+        self.removed.iter().find_map(|(known, base)| base.upgrade().filter(|_| known == key))
+    }
+
+    /// Takes a base that is loaded off the shelf; gives whether nobody uses it.
+    fn take_off(&mut self, key: &Key) -> bool {
+        let Some(slot) = self.loaded.remove(key) else { return false };
+        let idle = Arc::strong_count(&slot.base) == 1;
+        if !idle {
+            self.removed.push((key.clone(), Arc::downgrade(&slot.base)));
+        }
+        idle
+    }
+
+    /// What was removed and is not used any more, for the keeper to let go of.
+    fn ended(&mut self) -> Vec<Key> {
+        let mut ended = Vec::new();
+        self.removed.retain(|(key, base)| {
+            let lives = base.strong_count() > 0;
+            if !lives {
+                ended.push(key.clone());
+            }
+            lives
+        });
+        ended.retain(|key| !self.wanted(key));
+        ended
+    }
+
+    /// The keeper has to hold it.
+    fn wanted(&self, key: &Key) -> bool {
+        let used = |(known, base): &(Key, Weak<Base>)| known == key && base.strong_count() > 0;
+        self.loaded.contains_key(key) || self.loading.contains_key(key) || self.removed.iter().any(used)
+    }
+
     /// Ends a loading, if it is not over yet; gives whether it is not wanted any more.
     fn loading_over(&mut self, key: &Key, number: u64) -> bool {
         match self.loading.get(key) {
             Some(loading) if loading.number == number => self.loading.remove(key).is_some_and(|l| l.unwanted),
             _ => false,
+        }
+    }
+
+    /// One that was removed and is wanted again.
+    fn put_back(&mut self, key: &Key, base: &Arc<Base>) {
+        if !self.loaded.contains_key(key) {
+            self.removed.retain(|(_, removed)| !std::ptr::eq(removed.as_ptr(), Arc::as_ptr(base)));
+            self.insert(key.clone(), base.clone());
         }
     }
 
@@ -176,11 +238,19 @@ impl State {
 
 /// The state, shared with the tasks that load and the one that speaks to the keeper.
 #[derive(Default)]
-struct Shelf(Mutex<State>);
+struct Shelf {
+    state: Mutex<State>,
+    /// A base ended.
+    ended: Arc<Notify>,
+}
 
 impl Shelf {
     fn with<T>(&self, use_it: impl FnOnce(&mut State) -> T) -> T {
-        use_it(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        use_it(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn base(&self, memory: OwnedFd, bytes: u64) -> Arc<Base> {
+        Arc::new(Base { memory: Arc::new(memory), bytes, ended: self.ended.clone() })
     }
 }
 
@@ -193,7 +263,8 @@ pub struct Bases {
 
 impl Bases {
     /// Takes over what the keeper in `dir` holds, and starts one where there is none. `budget_bytes` bounds the sum of all
-    /// sizes. Call [`Bases::get`] for every machine that was adopted before any other, so that its base counts as in use.
+    /// sizes. What was taken over is brought within it by the first [`Bases::get`]: call [`Bases::hold`] for every machine
+    /// that is adopted before that, so that its base counts as in use.
     ///
     /// Without a keeper everything works but that memory does not outlive this process; that is logged.
     ///
@@ -212,12 +283,7 @@ impl Bases {
         let shelf = Arc::new(Shelf::default());
         let connector = Connector { dir: dir.to_owned(), program: keeper, alone };
         let keeper = keeping::Keeping::start(connector, shelf.clone()).await;
-        let bases = Self { shelf, keeper, budget: budget_bytes };
-        // What is too much by now; it cannot be in use yet.
-        if let Ok(victims) = bases.shelf.with(|state| state.make_room(0, budget_bytes)) {
-            bases.keeper.drop(victims).await;
-        }
-        Ok(bases)
+        Ok(Self { shelf, keeper, budget: budget_bytes })
     }
 
     /// The memory of `size` bytes that is packed in a file with that SHA-256. `open` opens the file, and is called only
@@ -242,18 +308,24 @@ impl Bases {
         }
         let key = Key { name: name.to_owned(), digest };
         let found = self.shelf.with(|state| {
-            state.uses += 1;
+            let here = state.find(&key);
             let now = state.uses;
-            if let Some(slot) = state.loaded.get_mut(&key) {
-                slot.used = now;
-                let base = slot.base.clone();
-                return if base.bytes == size { Ok(Found::Here(base)) } else { Err(failed("it has another size")) };
+            if let Some(base) = here {
+                if base.bytes != size {
+                    return Err(failed("it has another size"));
+                }
+                state.put_back(&key, &base);
+                // Not before this one is in use. Where even all that is idle is not enough, nothing is dropped.
+                let trim = !std::mem::replace(&mut state.trimmed, true);
+                let victims = if trim { state.make_room(0, self.budget).unwrap_or_default() } else { Vec::new() };
+                return Ok(Found::Here(base, victims));
             }
             if let Some(loading) = state.loading.get(&key) {
                 return Ok(Found::Coming(loading.outcome.clone()));
             }
             let no_room = |in_use| BaseError::NoRoom { name: name.to_owned(), need: size, budget: self.budget, in_use };
             let victims = state.make_room(size, self.budget).map_err(no_room)?;
+            state.trimmed = true;
             let (tell, outcome) = watch::channel(None);
             let loading = Loading { number: now, bytes: size, outcome: outcome.clone(), unwanted: false };
             state.loading.insert(key.clone(), loading);
@@ -263,28 +335,44 @@ impl Bases {
             Ok(Found::Coming(outcome))
         })?;
         let mut outcome = match found {
-            Found::Here(base) => return Ok(base),
+            Found::Here(base, victims) => {
+                self.keeper.drop(victims).await;
+                return Ok(base);
+            }
             Found::Coming(outcome) => outcome,
         };
         let outcome = outcome.wait_for(Option::is_some).await.map(|outcome| outcome.clone());
         outcome.ok().flatten().unwrap_or_else(|| Err(failed("the loading was given up")))
     }
 
-    /// Lets go of all bases of that name, for good. Machines that use one go on.
+    /// The base of exactly that name and SHA-256 if it is in memory, for a machine that maps it already: loaded, taken
+    /// over from the keeper, or removed while another machine uses it. Nothing is loaded and nothing makes way. While the
+    /// answer is held the base counts as in use.
+    pub fn hold(&self, name: &str, digest: [u8; 32]) -> Option<Arc<Base>> {
+        let key = Key { name: name.to_owned(), digest };
+        self.shelf.with(|state| state.find(&key))
+    }
+
+    /// Lets go of all bases of that name, for good. Machines that use one go on, and it is kept for them, also over a
+    /// restart of this process, until the last of them is gone.
     pub async fn remove(&self, name: &str) {
-        let keys = self.shelf.with(|state| {
-            for (_, loading) in state.loading.iter_mut().filter(|(key, _)| key.name == name) {
+        self.remove_if(|key| key.name == name).await;
+    }
+
+    /// As [`Bases::remove`], but for the base with that SHA-256, which stays or goes on loading.
+    pub async fn remove_others(&self, name: &str, keep_digest: [u8; 32]) {
+        self.remove_if(|key| key.name == name && key.digest != keep_digest).await;
+    }
+
+    async fn remove_if(&self, unwanted: impl Fn(&Key) -> bool) {
+        let idle = self.shelf.with(|state| {
+            for (_, loading) in state.loading.iter_mut().filter(|(key, _)| unwanted(key)) {
                 loading.unwanted = true;
             }
-            let keys: Vec<Key> = state.loaded.keys().filter(|key| key.name == name).cloned().collect();
-            for key in &keys {
-                if let Some(slot) = state.loaded.remove(key) {
-                    state.removed.push((name.to_owned(), Arc::downgrade(&slot.base)));
-                }
-            }
-            keys
+            let keys: Vec<Key> = state.loaded.keys().filter(|key| unwanted(key)).cloned().collect();
+            keys.into_iter().filter(|key| state.take_off(key)).collect()
         });
-        self.keeper.drop(keys).await;
+        self.keeper.drop(idle).await;
     }
 
     /// Ends the keeper: no machine will need a base again. Bases that are held go on.
@@ -298,13 +386,14 @@ impl Bases {
             let all = state.all().into_iter();
             let loaded = all.filter_map(|one| one.name.map(|key| (key.name, one.bytes, one.in_use)));
             let removed =
-                state.removed.iter().filter_map(|(name, base)| Some((name.clone(), base.upgrade()?.bytes, true)));
+                state.removed.iter().filter_map(|(key, base)| Some((key.name.clone(), base.upgrade()?.bytes, true)));
             loaded.chain(removed).collect()
         })
     }
 }
 
 enum Found {
-    Here(Arc<Base>),
+    /// And what has to be dropped by the keeper.
+    Here(Arc<Base>, Vec<Key>),
     Coming(watch::Receiver<Option<Outcome>>),
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::keeping::Keeping;
-use super::{Base, BaseError, Key, Outcome, Shelf};
+use super::{BaseError, Key, Outcome, Shelf};
 use crate::pages::{PagesError, load_into};
 use crate::sealed;
 
@@ -32,24 +32,20 @@ impl Fetch {
     /// Drops what makes way, then brings the base in and tells all who wait.
     pub(super) async fn run(self, victims: Vec<Key>, open: impl FnOnce() -> io::Result<File> + Send + 'static) {
         self.keeper.drop(victims).await;
-        let outcome =
-            self.bring(open).await.map(|memory| Arc::new(Base { memory: Arc::new(memory), bytes: self.size }));
+        let outcome = self.bring(open).await.map(|memory| self.shelf.base(memory, self.size));
         if let Ok(base) = &outcome {
             // Before anybody knows of it: whoever has it may rely on finding it again.
             self.keeper.put(&self.key, base.memory.clone()).await;
         }
-        let unwanted = self.shelf.with(|state| {
+        self.shelf.with(|state| {
             let unwanted = state.loading_over(&self.key, self.number);
             match &outcome {
-                Ok(base) if unwanted => state.removed.push((self.key.name.clone(), Arc::downgrade(base))),
+                // The keeper lets go of it when those who waited for it do.
+                Ok(base) if unwanted => state.removed.push((self.key.clone(), Arc::downgrade(base))),
                 Ok(base) => state.insert(self.key.clone(), base.clone()),
                 Err(_) => {}
             }
-            unwanted
         });
-        if unwanted {
-            self.keeper.drop(vec![self.key.clone()]).await;
-        }
         let _ = self.tell.send(Some(outcome));
     }
 

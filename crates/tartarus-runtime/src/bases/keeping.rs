@@ -2,22 +2,30 @@
 //!
 //! Nothing here fails: without a keeper bases work as well, they only do not outlive the agent.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::sleep;
 
-use super::{Base, Key, Shelf};
+use super::{Key, Shelf, State};
 use crate::keeper::{Connection, Connector};
 use crate::sealed;
 
 /// Questions that wait for their turn; whoever has one more waits.
 const QUEUE: usize = 64;
-/// A keeper that does not come up, or dies at once, is not tried again sooner.
+/// A keeper that does not come up, or dies at once, is not tried again sooner; each time in a row doubles it.
 const PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause between two tries.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// The pause after a keeper that lasted for so long; not at all, if it did not come up.
+fn pause_after(pause: Duration, lasted: Duration) -> Duration {
+    if lasted >= pause { PAUSE } else { (pause * 2).min(LONGEST) }
+}
 
 /// Something to be done by the keeper. The sender of the answer is dropped when it cannot be done.
 enum Job {
@@ -36,10 +44,8 @@ pub(super) struct Keeping {
 impl Keeping {
     /// Connects, and puts everything on the shelf that the keeper holds and that is what it is called.
     pub(super) async fn start(connector: Connector, shelf: Arc<Shelf>) -> Self {
-        let mut task = Task { connector, shelf, connection: None, tried: None };
-        if task.reach().await {
-            task.done(task.adopt().await);
-        }
+        let mut task = Task { connector, shelf, connection: None, tried: None, pause: PAUSE, adopted: false };
+        task.renew().await;
         let (jobs, queue) = mpsc::channel(QUEUE);
         tokio::spawn(task.run(queue));
         Self { jobs }
@@ -80,22 +86,38 @@ struct Task {
     connection: Option<Connection>,
     /// When it was last tried to reach one.
     tried: Option<Instant>,
+    /// How long after that the next try is.
+    pause: Duration,
+    /// What an earlier agent's keeper held is on the shelf.
+    adopted: bool,
 }
 
 impl Task {
     async fn run(mut self, mut queue: mpsc::Receiver<Job>) {
+        let ended = self.shelf.ended.clone();
         loop {
             let job = match &self.connection {
                 Some(connection) => tokio::select! {
                     job = queue.recv() => job,
                     () = connection.lost() => {
                         tracing::warn!("the keeper is gone, starting another");
-                        self.connection = None;
+                        self.lost();
+                        self.renew().await;
+                        continue;
+                    }
+                    () = ended.notified() => {
+                        let swept = self.sweep().await;
+                        self.done(swept);
+                        continue;
+                    }
+                },
+                None => tokio::select! {
+                    job = queue.recv() => job,
+                    () = sleep(self.to_wait()) => {
                         self.renew().await;
                         continue;
                     }
                 },
-                None => queue.recv().await,
             };
             let Some(job) = job else { return };
             if let Job::Quit(done) = job {
@@ -115,23 +137,45 @@ impl Task {
         }
     }
 
-    /// Connects, unless that was just tried.
+    /// How long no other may be tried yet.
+    fn to_wait(&self) -> Duration {
+        self.tried.map_or(Duration::ZERO, |at| self.pause.saturating_sub(at.elapsed()))
+    }
+
+    /// Connects, unless that was tried too short a time ago.
     async fn reach(&mut self) -> bool {
-        if self.tried.is_some_and(|at| at.elapsed() < PAUSE) {
+        if !self.to_wait().is_zero() {
             return false;
         }
-        match self.connector.connect().await {
-            Ok(connection) => self.connection = Some(connection),
-            Err(e) => tracing::warn!(error = %e, "no keeper: loaded memories will not outlive this process"),
-        }
+        let connected = self.connector.connect().await;
         self.tried = Some(Instant::now());
+        match connected {
+            Ok(connection) => self.connection = Some(connection),
+            Err(e) => {
+                tracing::warn!(error = %e, "no keeper: loaded memories will not outlive this process");
+                self.lost();
+            }
+        }
         self.connection.is_some()
+    }
+
+    /// There is none any more, or yet.
+    fn lost(&mut self) {
+        self.connection = None;
+        self.pause = pause_after(self.pause, self.tried.map_or(Duration::ZERO, |at| at.elapsed()));
+        if self.pause > PAUSE {
+            let wait = self.to_wait();
+            tracing::warn!(?wait, "the keeper does not stay: no other is started until then");
+        }
     }
 
     async fn renew(&mut self) {
         if self.reach().await {
-            let refilled = self.refill().await;
-            self.done(refilled);
+            let filled = match self.adopt().await {
+                Ok(()) => self.refill().await,
+                failed => failed,
+            };
+            self.done(filled);
         }
     }
 
@@ -140,20 +184,27 @@ impl Task {
         if let Err(e) = result {
             tracing::warn!(error = %e, "the keeper did not do what it was asked");
             if e.kind() != io::ErrorKind::Other {
-                self.connection = None;
+                self.lost();
             }
         }
     }
 
-    async fn adopt(&self) -> io::Result<()> {
+    async fn adopt(&mut self) -> io::Result<()> {
+        if self.adopted {
+            return Ok(());
+        }
         let Some(connection) = &self.connection else { return Ok(()) };
         for name in connection.names().await? {
             let Some(memory) = connection.get(&name).await? else { continue };
             let identified = Key::from_held(&name).ok_or_else(|| "its name is not ours".to_owned());
             match identified.and_then(|key| sealed::identify(&memory, &key.digest).map(|bytes| (key, bytes))) {
                 Ok((key, bytes)) => {
-                    let base = Arc::new(Base { memory: Arc::new(memory), bytes });
-                    self.shelf.with(|state| state.insert(key, base));
+                    let base = self.shelf.base(memory, bytes);
+                    self.shelf.with(|state| {
+                        if !state.wanted(&key) {
+                            state.insert(key, base);
+                        }
+                    });
                 }
                 Err(why) => {
                     tracing::warn!(name, why, "the keeper holds something else");
@@ -161,20 +212,36 @@ impl Task {
                 }
             }
         }
+        self.adopted = true;
         Ok(())
     }
 
-    /// Makes a keeper hold exactly what is on the shelf.
+    /// Has the keeper let go of what was removed and is not in use any more.
+    async fn sweep(&self) -> io::Result<()> {
+        let Some(connection) = &self.connection else { return Ok(()) };
+        for key in self.shelf.with(State::ended) {
+            connection.drop(&key.held_as()).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes a keeper hold exactly what is on the shelf, or was and is in use.
     async fn refill(&self) -> io::Result<()> {
         let Some(connection) = &self.connection else { return Ok(()) };
         let held: BTreeSet<String> = connection.names().await?.into_iter().collect();
-        let all: Vec<(String, Arc<OwnedFd>)> = self
-            .shelf
-            .with(|state| state.loaded.iter().map(|(key, slot)| (key.held_as(), slot.base.memory.clone())).collect());
-        for name in held.iter().filter(|name| !all.iter().any(|(known, _)| known == *name)) {
-            connection.drop(name).await?;
+        let (all, unwanted) = self.shelf.with(|state| {
+            state.ended();
+            let loaded = state.loaded.iter().map(|(key, slot)| (key.held_as(), slot.base.memory.clone()));
+            let removed =
+                state.removed.iter().filter_map(|(key, base)| Some((key.held_as(), base.upgrade()?.memory.clone())));
+            let all: BTreeMap<String, Arc<OwnedFd>> = removed.chain(loaded).collect();
+            let wanted = |name: &String| Key::from_held(name).is_some_and(|key| state.wanted(&key));
+            (all, held.iter().filter(|name| !wanted(name)).cloned().collect::<Vec<_>>())
+        });
+        for name in unwanted {
+            connection.drop(&name).await?;
         }
-        for (name, memory) in all.iter().filter(|(name, _)| !held.contains(name)) {
+        for (name, memory) in all.iter().filter(|(name, _)| !held.contains(*name)) {
             connection.put(name, memory.as_fd()).await?;
         }
         Ok(())
@@ -200,4 +267,21 @@ async fn carry_out(connection: &Connection, job: Job) -> io::Result<()> {
         Job::Quit(_) => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_doubles_up_to_a_bound_and_starts_anew_after_a_keeper_that_lasted() {
+        let mut pauses = vec![PAUSE];
+        for _ in 0..8 {
+            pauses.push(pause_after(pauses[pauses.len() - 1], Duration::from_millis(900)));
+        }
+        let seconds: Vec<u64> = pauses.iter().map(Duration::as_secs).collect();
+        assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        assert_eq!(pause_after(LONGEST, LONGEST), PAUSE);
+        assert_eq!(pause_after(PAUSE, Duration::ZERO), 2 * PAUSE);
+    }
 }

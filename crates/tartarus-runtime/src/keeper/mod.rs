@@ -24,7 +24,8 @@ use serde::{Deserialize, Serialize};
 pub use client::{Connection, Connector};
 pub use process::main;
 
-/// How long a keeper lives without a client.
+/// How long a keeper lives without a client, also when machines still map what it holds: they go on, and share it among
+/// themselves, but an agent that comes later does not get that memory back and loads it once more.
 pub const ALONE: Duration = Duration::from_secs(600);
 /// Longest name, in bytes.
 pub const MAX_NAME: usize = 255;
