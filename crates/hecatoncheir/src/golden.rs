@@ -25,7 +25,8 @@ impl About {
     /// Why it cannot be restored on a host whose driver is `here`.
     pub(crate) fn unusable(&self, here: &Fingerprint) -> Option<String> {
         let (oldest, own) = (tartarus_guest::OLDEST, self.protocol);
-        let old = || format!("the agent in it speaks version {own} of the guest protocol, this program {oldest} and later");
+        let old =
+            || format!("the agent in it speaks version {own} of the guest protocol, this program {oldest} and later");
         self.fingerprint.mismatch(here).or_else(|| (own < oldest).then(old))
     }
 

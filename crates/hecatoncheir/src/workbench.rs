@@ -113,7 +113,7 @@ impl HostStore {
             let made = Layers::from_golden(&snapshot.layer_checked()?, &target)?;
             Ok::<_, erebus::ErebusError>((state, made.format))
         });
-        let (state, format) = made.await.map_err(|e| NotRestored::passing(e))??;
+        let (state, format) = made.await.map_err(NotRestored::passing)??;
         let layer = Layer { path: dir.join(LAYER), format: disk_format(format) };
         let memory = Arc::clone(&**base);
         let from = Restore { memory, state };
@@ -173,7 +173,9 @@ impl Workshop for HostStore {
         let (layer, start) = match restored {
             Ok(restored) => restored,
             Err((why, true)) if spec.snapshot == SnapshotUse::Require => {
-                return Err(CannotStart::retry(format!("a snapshot is required, and it could not be loaded now: {why}")));
+                return Err(CannotStart::retry(format!(
+                    "a snapshot is required, and it could not be loaded now: {why}"
+                )));
             }
             Err((why, false)) if spec.snapshot == SnapshotUse::Require => {
                 let advice = format!("`tartarus template rebuild {}` makes one", spec.template);

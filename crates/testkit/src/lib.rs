@@ -140,7 +140,13 @@ impl Workshop for FakeWorkshop {
             (SnapshotUse::Prefer | SnapshotUse::Require, Some(golden)) => {
                 let null = || std::fs::File::open("/dev/null").map_err(CannotStart::retry);
                 let from = Restore { memory: Arc::new(null()?.into()), state: null()?.into() };
-                Start::Snapshot { golden: golden.clone(), from, memory: String::new(), hold: Hold::default(), files: Hold::default() }
+                Start::Snapshot {
+                    golden: golden.clone(),
+                    from,
+                    memory: String::new(),
+                    hold: Hold::default(),
+                    files: Hold::default(),
+                }
             }
             (SnapshotUse::Require, None) => return Err(CannotStart::never("planned: no snapshot")),
             _ => Start::Cold { why: "planned: no snapshot".to_owned(), files: Hold::default() },
