@@ -4,11 +4,13 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
 use rustix::io::{Errno, write};
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, send, sendmsg};
 use rustix::rand::{GetRandomFlags, getrandom};
+use rustix::time::Timespec;
 use tartarus_guest::Stream;
 
 use super::Watch;
@@ -50,6 +52,18 @@ impl Lines {
             watch(pipe.as_fd(), Source::Spare(number, SparePart::Output(stream)))?;
         }
         Ok((Self { number, outputs }, theirs))
+    }
+
+    /// Those of this spare.
+    pub(super) fn is(&self, spare: u32) -> bool {
+        self.number == spare
+    }
+
+    /// Nobody can write to them any more.
+    pub(super) fn are_over(&self) -> bool {
+        let mut polled = self.outputs.each_ref().map(|pipe| PollFd::new(pipe, PollFlags::empty()));
+        poll(&mut polled, Some(&Timespec::default())).is_ok()
+            && polled.iter().all(|pipe| pipe.revents().contains(PollFlags::HUP))
     }
 }
 

@@ -251,6 +251,45 @@ fn a_job_waits_for_the_runner_and_a_repeated_request_starts_nothing() {
     }
 }
 
+/// Its parent is gone by then, so nobody could say that it ended.
+#[test]
+fn a_child_that_ends_before_it_is_heard_of_is_replaced_a_few_times() {
+    let folder = std::env::temp_dir().join(format!("runner-lost-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let module = "import os\n\
+        depth = 0\n\
+        def child():\n\
+        \x20 global depth\n\
+        \x20 depth += 1\n\
+        \x20 left = int(open(COUNT).read())\n\
+        \x20 if depth == 2 and left: open(COUNT, 'w').write(str(left - 1)); os.kill(os.getpid(), 9)\n\
+        os.register_at_fork(after_in_child=child)\n";
+    let count = folder.join("count");
+    std::fs::write(folder.join("lost.py"), module.replace("COUNT", &format!("{count:?}"))).unwrap();
+    for (left, ready) in [(2, true), (9, false)] {
+        std::fs::write(&count, left.to_string()).unwrap();
+        let Some(mut host) = started(&[]) else { break };
+        let mut request = request(&["lost"]);
+        request.env.insert("PYTHONPATH".into(), folder.to_str().unwrap().to_owned());
+        assert_eq!(state(&mut host), RunnerState::Ready);
+        host.message(Kind::StartRunner, 0, &message::encode(&request));
+        let state = state(&mut host);
+        assert_eq!(state == RunnerState::Ready, ready, "{state:?}");
+        let (_, _, end) = if ready {
+            std::fs::write(&count, "2").unwrap();
+            good(&mut host, 1, "print('the spare that was there')");
+            run(&mut host, 2, "print(1)")
+        } else {
+            run(&mut host, 2, "print(1)")
+        };
+        let failed = matches!(&end, End::NotExecutable { message } if message.contains("in a row"));
+        assert_eq!((failed, end == End::Exited { code: 0, oom_kills: 0 }), (!ready, ready), "{end:?}");
+        std::fs::write(&count, "0").unwrap();
+        assert_eq!(good(&mut host, 3, "print('later')"), "later\n");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
 #[test]
 fn a_queued_job_can_be_ended() {
     let Some(mut host) = started(&["time"]) else { return };
