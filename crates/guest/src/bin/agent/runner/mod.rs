@@ -95,6 +95,11 @@ impl Runner {
         self.wanted.as_ref().map(|wanted| &wanted.start.env)
     }
 
+    /// The processes that wait for work: the zygote and the spare.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = u32> + '_ {
+        self.zygote.iter().map(|zygote| zygote.pid).chain(self.spare.iter().map(|spare| spare.pid))
+    }
+
     /// Takes a job. Gives its process when a spare waited for it, and nothing when it stands in the queue.
     ///
     /// # Errors
