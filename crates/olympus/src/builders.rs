@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use hades::store::{Accepted, KillAsked, NewSandbox, StoreError, TemplateRecord};
 use tartarus_api::v1::SnapshotState;
-use tartarus_types::{ErrorCode, Refusal, SandboxId};
+use tartarus_types::{ErrorCode, Refusal, SandboxId, Timestamp};
 use tokio::sync::Notify;
 
 use crate::Olympus;
@@ -140,12 +140,19 @@ impl Olympus {
     }
 
     /// Removes a template, ends what makes its snapshots, and deletes those that no other template shares. Sandboxes that
-    /// are starting from them are not harmed: the node waits for them.
-    pub(crate) async fn drop_template(self: &Arc<Self>, name: &str) -> Result<(), StoreError> {
+    /// are starting from them are not harmed: the node waits for them. With `created_at`, another of the same name stays.
+    pub(crate) async fn drop_template(
+        self: &Arc<Self>,
+        name: &str,
+        created_at: Option<Timestamp>,
+    ) -> Result<(), StoreError> {
         let makers = {
             let _turn = self.builders.turn.lock().await;
             let template = self.store.template(name).await?;
             let template = template.ok_or_else(|| StoreError::NotFound("template", shown(name)))?;
+            if created_at.is_some_and(|created_at| created_at != template.created_at) {
+                return Err(StoreError::NameTaken(shown(name)));
+            }
             self.store.remove_template(name).await?;
             self.end_makers(&template).await?
         };

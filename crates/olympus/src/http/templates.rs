@@ -7,11 +7,12 @@ use axum::response::{IntoResponse, Response};
 use hades::store::TemplateRecord;
 use tartarus_api::v1::{CreateTemplate, Template};
 use tartarus_types::spec::check_name;
-use tartarus_types::{ErrorCode, Refusal};
+use tartarus_types::{ErrorCode, Refusal, Timestamp};
 
 use super::App;
 use super::extract::{Json, Path};
 use super::failure::Failure;
+use super::params::Params;
 use crate::accept::template_spec;
 use crate::snapshots::Eagerness;
 use crate::view;
@@ -86,9 +87,18 @@ pub(super) async fn rebuild(
 
 /// Removes a template, and those of its golden snapshots that no other shares. Sandboxes made from it go on.
 #[utoipa::path(delete, path = "/v1/templates/{template}", operation_id = "remove_template", tag = "templates",
-    params(("template" = String, Path, description = "Its name")),
+    params(
+        ("template" = String, Path, description = "Its name"),
+        ("created_at" = Option<i64>, Query,
+            description = "Only the one that was created then, microseconds; another of that name is `name_taken`")),
     responses((status = 204, description = "It is gone")))]
-pub(super) async fn remove(State(app): State<App>, Path(name): Path<String>) -> Result<StatusCode, Failure> {
-    app.drop_template(&name).await?;
+pub(super) async fn remove(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    mut params: Params,
+) -> Result<StatusCode, Failure> {
+    let created_at = params.number("created_at")?.map(Timestamp);
+    params.finish()?;
+    app.drop_template(&name, created_at).await?;
     Ok(StatusCode::NO_CONTENT)
 }

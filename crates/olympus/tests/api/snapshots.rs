@@ -263,6 +263,20 @@ async fn what_goes_with_a_template_is_its_own() {
 }
 
 #[tokio::test]
+async fn whoever_takes_a_template_back_takes_no_other_of_its_name() {
+    let bench = Bench::start().await;
+    let ours = bench.expect(Method::POST, TEMPLATES, Some(wanted()), 201).await;
+    bench.expect(Method::DELETE, "/v1/templates/warm", None, 204).await;
+    let theirs = bench.expect(Method::POST, TEMPLATES, Some(wanted()), 201).await;
+    let of = |template: &Value| format!("/v1/templates/warm?created_at={}", template["created_at"]);
+    let refused = problem(bench.send(Method::DELETE, &of(&ours), None).await).await;
+    assert_eq!(refused, ("name_taken".to_owned(), Some("name".to_owned())));
+    bench.get("/v1/templates/warm").await;
+    bench.expect(Method::DELETE, &of(&theirs), None, 204).await;
+    assert_eq!(problem(bench.send(Method::DELETE, &of(&theirs), None).await).await.0, "not_found");
+}
+
+#[tokio::test]
 async fn without_a_kernel_there_is_nothing_to_make() {
     let bench = Bench::start().await;
     bench.expect(Method::DELETE, "/v1/kernels/6.1.0-test", None, 204).await;
