@@ -30,11 +30,18 @@ pub(super) async fn create(State(app): State<App>, Json(request): Json<CreateTem
     let image = image
         .ok_or_else(|| Refusal { field: Some("image".to_owned()), ..Refusal::not_found("image", &request.image) })?;
     let spec = template_spec(request, image.digest, &app.settings.limits)?;
-    app.disk.check()?;
+    // The same again takes no room.
+    if app.store.template(&name).await?.is_none() {
+        app.disk.check()?;
+    }
     let created_at = app.now();
     let record = app.store.put_template(TemplateRecord { name, spec, created_at }).await?;
     // Should we be killed here, the reconciler does it at the next start.
-    app.build(&record.name, Eagerness::Asked).await?;
+    if let Err(refusal) = app.build(&record.name, Eagerness::Asked).await {
+        // The template is on record; it is made ready later.
+        tracing::warn!(template = record.name, "its golden snapshots are not made yet: {refusal}");
+        app.builders.kick();
+    }
     let status = if record.created_at == created_at { StatusCode::CREATED } else { StatusCode::OK };
     let location = format!("/v1/templates/{}", record.name);
     Ok((status, [(LOCATION, location)], axum::Json(shown(&app, record).await?)).into_response())

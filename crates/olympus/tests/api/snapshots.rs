@@ -217,6 +217,21 @@ async fn what_an_earlier_server_began_is_tried_again_once() {
 }
 
 #[tokio::test]
+async fn what_never_began_is_tried_a_few_times_more() {
+    let bench = Bench::start().await;
+    let mut template = wanted();
+    template["shapes"] = json!([]);
+    bench.expect(Method::POST, TEMPLATES, Some(template), 201).await;
+    for _ in 0..4 {
+        let attempt = bench.lease().await;
+        bench.report(&attempt, Report::GiveBack { why: "no room".into(), retry: false }).await;
+        assert_eq!(states(&bench, "warm").await, "failed", "not at once");
+    }
+    let leased = bench.olympus.lease(&bench.node_id, Duration::from_millis(1500)).await.unwrap();
+    assert!(leased.is_none(), "{leased:?}");
+}
+
+#[tokio::test]
 async fn a_node_that_does_not_answer_holds_nothing_up() {
     let bench = Bench::start().await;
     *bench.node.deaf.lock().unwrap() = true;
