@@ -416,6 +416,40 @@ fn the_end_is_what_the_job_says_before_it_is_reaped() {
     assert_eq!(end, End::Signalled { signal: 9, oom_kills: 0 }, "what means nothing ends nothing");
 }
 
+/// The number of the socket may be a file of the job's, or of a preloaded module's.
+#[test]
+fn the_end_is_written_to_no_file_of_a_job() {
+    let folder = std::env::temp_dir().join(format!("runner-end-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("file");
+    let Some(mut host) = runner(&[]) else { return };
+    let takes = format!("import os\nos.dup2(os.open({file:?}, os.O_CREAT | os.O_WRONLY), 63)\nos.write(63, b'mine')");
+    assert_eq!(good(&mut host, 1, &takes), "");
+    assert_eq!(std::fs::read(&file).unwrap(), b"mine");
+    assert_eq!(good(&mut host, 2, "import os; os.close(63)"), "");
+
+    for (number, module, taken) in [(10, "some", "63, 64"), (20, "all", "3, 200")] {
+        // What is taken already stays as it is.
+        let text = format!(
+            "import os\nfor fd in range({taken}):\n try: os.fstat(fd)\n except OSError: os.dup2(os.open('/dev/null', 0), fd)"
+        );
+        std::fs::write(folder.join(format!("takes_{module}.py")), text).unwrap();
+        let mut request = request(&[&format!("takes_{module}")]);
+        request.env.insert("PYTHONPATH".into(), folder.to_str().unwrap().to_owned());
+        host.message(Kind::StartRunner, 0, &message::encode(&request));
+        assert_eq!(state(&mut host), RunnerState::Ready);
+        assert_eq!(good(&mut host, number, "'any'"), "");
+        let code = "import os, time\nprint(os.getpid(), os.readlink('/proc/self/fd/63'))\n\
+            os._exit = lambda code: time.sleep(3600)\nraise SystemExit(7)";
+        let (out, err, end) = run(&mut host, number + 1, code);
+        assert_eq!((err.as_str(), end), ("", End::Exited { code: 7, oom_kills: 0 }), "{module}");
+        let (pid, taken) = out.trim().split_once(' ').unwrap();
+        crate::spawn::signal_group(pid.parse().unwrap(), libc::SIGKILL);
+        assert_eq!(taken, "/dev/null");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
 #[test]
 fn the_end_of_a_forked_child_is_not_that_of_the_job() {
     let Some(mut host) = runner(&[]) else { return };
