@@ -88,8 +88,8 @@ impl Identity {
         if self.hostname != hello.hostname {
             rustix::system::sethostname(hello.hostname.as_bytes())
                 .map_err(|error| IdentityError::Step("host name", error))?;
+            self.files.name(&self.hostname, &hello.hostname);
             self.hostname.clone_from(&hello.hostname);
-            self.files.name(&self.hostname);
         }
         if let Some(id) = &hello.machine_id {
             self.files.machine_id(id);
