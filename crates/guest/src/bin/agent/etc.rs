@@ -53,10 +53,11 @@ impl EtcFiles {
         if old.is_empty() {
             return self.write(0, 0, [LOCAL, OWN, hostname, "\n"].concat().as_bytes());
         }
-        let mut content = vec![0; MAX_CONTENT as usize];
-        match pread(file, content.as_mut_slice(), 0) {
-            Ok(length) if length < content.len() => {
-                let (offset, rest) = renamed(&content[..length], old, hostname);
+        // Not filled first: each page that is touched costs a fresh clone a fault.
+        let mut content = Vec::with_capacity(MAX_CONTENT as usize);
+        match pread(file, rustix::buffer::spare_capacity(&mut content), 0) {
+            Ok(_) if content.len() < MAX_CONTENT as usize => {
+                let (offset, rest) = renamed(&content, old, hostname);
                 self.write(0, offset, &rest);
             }
             Ok(_) => console("/etc/hosts is too long to be given the host name"),
