@@ -1,23 +1,25 @@
 //! Golden snapshots in the making: which sandboxes are queued to make them, by themselves or because somebody asked, and
 //! what goes with a template that is removed.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hades::store::{Accepted, KillAsked, NewSandbox, StoreError, TemplateRecord};
 use tartarus_api::v1::SnapshotState;
-use tartarus_types::{ErrorCode, Refusal, SandboxId};
+use tartarus_types::{ErrorCode, Refusal, SandboxId, Timestamp};
 use tokio::sync::Notify;
 
 use crate::Olympus;
 use crate::accept::check_fits;
 use crate::golden::{LABEL, current, golden, maker_spec, shapes};
 use crate::refusal::refuse;
-use crate::snapshots::{Eagerness, Known, snapshots, wanted};
+use crate::snapshots::{Eagerness, Known, passing, snapshots, wanted};
 
 /// Before another look when the node or the store did not answer.
 const RETRY: Duration = Duration::from_secs(10);
+/// From the end of a maker that failed for a passing reason to the next try.
+const AGAIN: Duration = Duration::from_secs(1);
 /// For the end of makers whose template was removed.
 const MAKERS_END: Duration = Duration::from_secs(30);
 /// How long the removal of a template waits for its snapshots; they go also after that.
@@ -29,9 +31,9 @@ const SIGKILL: i32 = 9;
 pub(crate) struct Builders {
     /// Something happened that may leave snapshots to be made.
     due: Notify,
-    /// Tried since the server started, and not seen ready since: one that cannot be made is not tried for ever. What an
-    /// earlier server tried is tried once more, since that may have been killed.
-    tried: Mutex<BTreeSet<String>>,
+    /// How often each was tried since the server started or somebody asked, and not seen ready since: one that cannot be
+    /// made is not tried for ever. What an earlier server tried is tried once more, since that may have been killed.
+    tries: Mutex<BTreeMap<String, u32>>,
     /// Held by whoever decides what is made or deleted, so that nothing is deleted that was just counted on.
     pub(crate) turn: tokio::sync::Mutex<()>,
 }
@@ -42,16 +44,17 @@ impl Builders {
         self.due.notify_one();
     }
 
-    fn tried(&self) -> BTreeSet<String> {
-        self.tried.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn tries(&self) -> BTreeMap<String, u32> {
+        self.tries.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn remember(&self, golden: String) {
-        self.tried.lock().unwrap_or_else(PoisonError::into_inner).insert(golden);
+    /// It is being tried, as often as this.
+    fn remember(&self, golden: String, times: u32) {
+        self.tries.lock().unwrap_or_else(PoisonError::into_inner).insert(golden, times);
     }
 
     fn succeeded(&self, golden: &str) {
-        self.tried.lock().unwrap_or_else(PoisonError::into_inner).remove(golden);
+        self.tries.lock().unwrap_or_else(PoisonError::into_inner).remove(golden);
     }
 }
 
@@ -76,76 +79,99 @@ impl Olympus {
         Ok(Known { kernel, ..known })
     }
 
-    /// Queues what makes the snapshots of a template that should be made now.
-    pub(crate) async fn build(&self, name: &str, eagerness: Eagerness) -> Result<(), Refusal> {
+    /// Queues what makes the snapshots of a template that should be made now. True when one is to be made that must wait
+    /// a moment: look again [`AGAIN`] later.
+    pub(crate) async fn build(&self, name: &str, eagerness: Eagerness) -> Result<bool, Refusal> {
         let _turn = self.builders.turn.lock().await;
         // It may have been removed while others had their turn.
-        let Some(template) = self.store.template(name).await.map_err(refuse)? else { return Ok(()) };
+        let Some(template) = self.store.template(name).await.map_err(refuse)? else { return Ok(false) };
         let known = self.known(std::slice::from_ref(&template)).await.map_err(refuse)?;
-        let Some(kernel) = &known.kernel else { return Ok(()) };
+        let Some(kernel) = &known.kernel else { return Ok(false) };
         if known.stored.is_none() && !template.spec.cold {
             self.builders.kick();
-            return Ok(());
+            return Ok(false);
         }
-        let tried = self.builders.tried();
+        let (tries, mut later) = (self.builders.tries(), false);
         for snapshot in snapshots(&template, &known) {
-            if let (SnapshotState::Ready, Some(golden)) = (snapshot.state, &snapshot.golden) {
-                self.builders.succeeded(golden);
+            let Some(golden) = snapshot.golden.clone() else { continue };
+            if snapshot.state == SnapshotState::Ready {
+                self.builders.succeeded(&golden);
             }
-            let Some(golden) = snapshot.golden.clone().filter(|_| wanted(&snapshot, eagerness, &tried)) else {
+            let maker = known.makers.get(&golden);
+            let tried = tries.get(&golden).copied().unwrap_or(0);
+            if !wanted(&snapshot, eagerness, tried, maker.is_some_and(passing)) {
                 continue;
-            };
+            }
             let spec = maker_spec(&template, &kernel.digest, snapshot.shape, golden.clone());
             if let Err(refusal) = check_fits(&known.nodes, &spec) {
                 tracing::debug!(template = name, "a snapshot is not made: {refusal}");
                 continue;
             }
-            self.builders.remember(golden);
+            let by_itself = eagerness == Eagerness::ByItself;
+            let ended = maker.and_then(|maker| maker.ended_at).filter(|_| by_itself && tried > 0);
+            if ended.is_some_and(|ended| Duration::from_millis(self.now().ms_since(ended)) < AGAIN) {
+                later = true;
+                continue;
+            }
+            self.disk.check()?;
             let labels = [(LABEL.to_owned(), name.to_owned())].into();
             let new = NewSandbox { id: SandboxId::random(), name: None, labels, spec, idempotency: None };
-            if let Accepted::New(record) = self.store.accept(new, self.now()).await.map_err(refuse)? {
+            let accepted = self.store.accept(new, self.now()).await.map_err(refuse)?;
+            self.builders.remember(golden, if by_itself { tried + 1 } else { 1 });
+            if let Accepted::New(record) = accepted {
                 tracing::info!(template = name, sandbox = %record.id, "a golden snapshot is to be made");
                 self.kick();
             }
         }
-        Ok(())
+        Ok(later)
     }
 
     /// Makes what is missing, whenever something happened that may have left some. Never returns.
     pub(crate) async fn keep_snapshots(&self) {
         loop {
             self.builders.due.notified().await;
-            while let Err(refusal) = self.build_missing().await {
-                tracing::warn!("golden snapshots could not be looked after, trying again: {refusal}");
-                tokio::time::sleep(RETRY).await;
+            loop {
+                match self.build_missing().await {
+                    Ok(false) => break,
+                    Ok(true) => tokio::time::sleep(AGAIN).await,
+                    Err(refusal) => {
+                        tracing::warn!("golden snapshots could not be looked after, trying again: {refusal}");
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
             }
         }
     }
 
-    async fn build_missing(&self) -> Result<(), Refusal> {
-        let Ok(node) = self.node() else { return Ok(()) };
+    /// True as for [`Olympus::build`].
+    async fn build_missing(&self) -> Result<bool, Refusal> {
+        let Ok(node) = self.node() else { return Ok(false) };
         let templates = self.store.templates().await.map_err(refuse)?;
         if templates.iter().all(|template| template.spec.cold) {
-            return Ok(());
+            return Ok(false);
         }
         node.snapshots().await?;
-        if let Err(refusal) = self.disk.check() {
-            tracing::warn!("no golden snapshots are made: {refusal}");
-            return Ok(());
-        }
+        let mut later = false;
         for template in templates {
-            self.build(&template.name, Eagerness::ByItself).await?;
+            later |= self.build(&template.name, Eagerness::ByItself).await?;
         }
-        Ok(())
+        Ok(later)
     }
 
     /// Removes a template, ends what makes its snapshots, and deletes those that no other template shares. Sandboxes that
-    /// are starting from them are not harmed: the node waits for them.
-    pub(crate) async fn drop_template(self: &Arc<Self>, name: &str) -> Result<(), StoreError> {
+    /// are starting from them are not harmed: the node waits for them. With `created_at`, another of the same name stays.
+    pub(crate) async fn drop_template(
+        self: &Arc<Self>,
+        name: &str,
+        created_at: Option<Timestamp>,
+    ) -> Result<(), StoreError> {
         let makers = {
             let _turn = self.builders.turn.lock().await;
             let template = self.store.template(name).await?;
             let template = template.ok_or_else(|| StoreError::NotFound("template", shown(name)))?;
+            if created_at.is_some_and(|created_at| created_at != template.created_at) {
+                return Err(StoreError::NameTaken(shown(name)));
+            }
             self.store.remove_template(name).await?;
             self.end_makers(&template).await?
         };

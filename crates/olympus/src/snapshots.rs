@@ -1,12 +1,12 @@
 //! Where a template's golden snapshots stand, and which should be made. Pure: what the node has, who makes what, and
 //! what was tried arrives as arguments.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use hades::store::{KernelRecord, NodeRecord, Record, TemplateRecord};
 use tartarus_api::node::SnapshotInfo;
 use tartarus_api::v1::{SnapshotState, TemplateSnapshot};
-use tartarus_types::{Outcome, Shape, State};
+use tartarus_types::{Outcome, Reason, Shape, State};
 
 use crate::accept::check_fits;
 use crate::golden::{golden, maker_spec, shapes};
@@ -105,17 +105,29 @@ pub(crate) enum Eagerness {
     Anew,
 }
 
-/// The snapshot should be made now. `tried` are those that were tried since the server started.
-pub(crate) fn wanted(snapshot: &TemplateSnapshot, eagerness: Eagerness, tried: &BTreeSet<String>) -> bool {
-    let Some(golden) = &snapshot.golden else { return false };
+/// Tries by itself after the first, when that failed for a reason that passes.
+const MORE_TRIES: u32 = 3;
+
+/// The snapshot should be made now. `tries` says how often it was tried since the server started, `passing` that the
+/// last one failed for a reason that passes.
+pub(crate) fn wanted(snapshot: &TemplateSnapshot, eagerness: Eagerness, tries: u32, passing: bool) -> bool {
+    if snapshot.golden.is_none() {
+        return false;
+    }
     match (snapshot.state, eagerness) {
         (SnapshotState::Building, _) => false,
         (_, Eagerness::Anew) => true,
         (SnapshotState::Ready, _) => false,
         (SnapshotState::Outdated, Eagerness::Asked) => false,
         (_, Eagerness::Asked) => true,
-        (_, Eagerness::ByItself) => !tried.contains(golden),
+        (_, Eagerness::ByItself) => tries == 0 || passing && tries <= MORE_TRIES,
     }
+}
+
+/// The maker failed for a reason that has nothing to do with what it made: it never began, or its node or server went.
+pub(crate) fn passing(maker: &Record) -> bool {
+    let reason = maker.outcome.as_ref().map(|outcome| outcome.reason);
+    matches!(reason, Some(Reason::StartTimeout | Reason::StartFailed | Reason::NodeLost | Reason::Shutdown))
 }
 
 #[cfg(test)]

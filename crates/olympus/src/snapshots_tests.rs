@@ -1,6 +1,6 @@
 //! Every state of a snapshot, and what follows from it.
 
-use tartarus_types::{NodeId, Reason, SandboxId, TemplateSpec, Timestamp, Warm};
+use tartarus_types::{NodeId, SandboxId, TemplateSpec, Timestamp, Warm};
 
 use super::*;
 
@@ -107,10 +107,22 @@ fn every_state() {
         assert_eq!((found.golden.as_deref(), found.bytes, &found.sandbox), (Some(name().as_str()), bytes, &id));
         let eager = [Eagerness::ByItself, Eagerness::Asked, Eagerness::Anew];
         let word = |wanted| if wanted { "yes" } else { "no" };
-        let words = eager.map(|eager| word(wanted(&found, eager, &BTreeSet::new())));
+        let words = eager.map(|eager| word(wanted(&found, eager, 0, false)));
         assert_eq!(words.join(" "), made, "{found:?}");
-        assert!(!wanted(&found, Eagerness::ByItself, &[name()].into()), "once is enough");
+        assert!(!wanted(&found, Eagerness::ByItself, 1, false), "once is enough");
     }
+}
+
+#[test]
+fn what_failed_for_a_passing_reason_is_tried_a_few_times() {
+    use Reason::{Exited, GuestDied, HypervisorDied, Killed, NodeLost, Shutdown, StartFailed, StartTimeout};
+    let ended = |reason| maker(State::Failed, Some(Outcome::because(reason, "")));
+    assert!([StartTimeout, StartFailed, NodeLost, Shutdown].into_iter().all(|reason| passing(&ended(reason))));
+    assert!(![Exited, Killed, GuestDied, HypervisorDied].into_iter().any(|reason| passing(&ended(reason))));
+    assert!(!passing(&maker(State::Queued, None)));
+    let found = snapshots(&template(), &known(Some(vec![]), Some(ended(StartTimeout)))).remove(0);
+    let again = |tries| wanted(&found, Eagerness::ByItself, tries, true);
+    assert_eq!([0, 1, 2, 3, 4].map(again), [true, true, true, true, false]);
 }
 
 #[test]

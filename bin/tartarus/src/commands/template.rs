@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use tartarus_api::client::Client;
 use tartarus_api::v1::{CreateTemplate, SnapshotState, Template};
+use tartarus_types::ErrorCode;
 
 use super::each;
 use super::session::{Signals, Spinner};
@@ -66,12 +67,11 @@ async fn create(args: TemplateArgs, progress: bool) -> Result<ExitCode, Failed> 
     let asked = signals.or(client.make_template(&wanted)).await;
     let (mut template, made_here) = asked.map_err(|signal| Failed::Told(signal.exit_code()))??;
     if !detach {
-        match made(&client, template, progress, &mut signals).await? {
+        match made(&client, &template, progress, &mut signals).await? {
             Some(whole) => template = whole,
             None => {
                 if made_here {
-                    client.remove_template(&wanted.name).await?;
-                    note(&format!("template {} was removed again", wanted.name));
+                    take_back(&client, &template).await?;
                 }
                 return Ok(ExitCode::FAILURE);
             }
@@ -84,16 +84,30 @@ async fn create(args: TemplateArgs, progress: bool) -> Result<ExitCode, Failed> 
     Ok(ExitCode::SUCCESS)
 }
 
+/// Removes what we made, unless somebody did, or has made another of that name since.
+async fn take_back(client: &Client, template: &Template) -> Result<(), Failed> {
+    let name = &template.name;
+    match client.take_back_template(template).await {
+        Ok(()) => note(&format!("template {name} was removed again")),
+        Err(error) if error.code() == Some(ErrorCode::NotFound) => note(&format!("template {name} is gone")),
+        Err(error) if error.code() == Some(ErrorCode::NameTaken) => {
+            note(&format!("template {name} is another one by now, which stays"));
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
+}
+
 /// Waits until the snapshots of a template are made, and gives it as it is then; `None` when one could not be, which is
 /// told.
 async fn made(
     client: &Client,
-    template: Template,
+    template: &Template,
     progress: bool,
     signals: &mut Signals,
 ) -> Result<Option<Template>, Failed> {
     let spinner = Spinner::new(progress, "making the snapshot");
-    let followed = signals.or(follow(client, &template, &spinner)).await;
+    let followed = signals.or(follow(client, template, &spinner)).await;
     spinner.clear();
     let name = &template.name;
     match followed {
@@ -137,7 +151,7 @@ async fn rebuild(names: Vec<String>, all: bool, detach: bool, progress: bool) ->
     }
     if !detach {
         for template in asked {
-            failed |= made(&client, template, progress, &mut signals).await?.is_none();
+            failed |= made(&client, &template, progress, &mut signals).await?.is_none();
         }
     }
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })

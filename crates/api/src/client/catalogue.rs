@@ -137,6 +137,16 @@ impl Client {
         self.delete(&self.path(&["templates", name])?).await.map(drop)
     }
 
+    /// Deletes this template; one of the same name that was made since stays.
+    ///
+    /// # Errors
+    /// [`ClientError`]; `name_taken` when it is another one by now.
+    pub async fn take_back_template(&self, template: &Template) -> Result<(), ClientError> {
+        let mut url = self.path(&["templates", &template.name])?;
+        url.query_pairs_mut().append_pair("created_at", &template.created_at.0.to_string());
+        self.delete(&url).await.map(drop)
+    }
+
     /// What takes how much space.
     ///
     /// # Errors

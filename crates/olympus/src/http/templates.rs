@@ -7,11 +7,12 @@ use axum::response::{IntoResponse, Response};
 use hades::store::TemplateRecord;
 use tartarus_api::v1::{CreateTemplate, Template};
 use tartarus_types::spec::check_name;
-use tartarus_types::{ErrorCode, Refusal};
+use tartarus_types::{ErrorCode, Refusal, Timestamp};
 
 use super::App;
 use super::extract::{Json, Path};
 use super::failure::Failure;
+use super::params::Params;
 use crate::accept::template_spec;
 use crate::snapshots::Eagerness;
 use crate::view;
@@ -29,11 +30,18 @@ pub(super) async fn create(State(app): State<App>, Json(request): Json<CreateTem
     let image = image
         .ok_or_else(|| Refusal { field: Some("image".to_owned()), ..Refusal::not_found("image", &request.image) })?;
     let spec = template_spec(request, image.digest, &app.settings.limits)?;
-    app.disk.check()?;
+    // The same again takes no room.
+    if app.store.template(&name).await?.is_none() {
+        app.disk.check()?;
+    }
     let created_at = app.now();
     let record = app.store.put_template(TemplateRecord { name, spec, created_at }).await?;
     // Should we be killed here, the reconciler does it at the next start.
-    app.build(&record.name, Eagerness::Asked).await?;
+    if let Err(refusal) = app.build(&record.name, Eagerness::Asked).await {
+        // The template is on record; it is made ready later.
+        tracing::warn!(template = record.name, "its golden snapshots are not made yet: {refusal}");
+        app.builders.kick();
+    }
     let status = if record.created_at == created_at { StatusCode::CREATED } else { StatusCode::OK };
     let location = format!("/v1/templates/{}", record.name);
     Ok((status, [(LOCATION, location)], axum::Json(shown(&app, record).await?)).into_response())
@@ -86,9 +94,18 @@ pub(super) async fn rebuild(
 
 /// Removes a template, and those of its golden snapshots that no other shares. Sandboxes made from it go on.
 #[utoipa::path(delete, path = "/v1/templates/{template}", operation_id = "remove_template", tag = "templates",
-    params(("template" = String, Path, description = "Its name")),
+    params(
+        ("template" = String, Path, description = "Its name"),
+        ("created_at" = Option<i64>, Query,
+            description = "Only the one that was created then, microseconds; another of that name is `name_taken`")),
     responses((status = 204, description = "It is gone")))]
-pub(super) async fn remove(State(app): State<App>, Path(name): Path<String>) -> Result<StatusCode, Failure> {
-    app.drop_template(&name).await?;
+pub(super) async fn remove(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    mut params: Params,
+) -> Result<StatusCode, Failure> {
+    let created_at = params.number("created_at")?.map(Timestamp);
+    params.finish()?;
+    app.drop_template(&name, created_at).await?;
     Ok(StatusCode::NO_CONTENT)
 }

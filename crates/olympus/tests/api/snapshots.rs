@@ -217,6 +217,21 @@ async fn what_an_earlier_server_began_is_tried_again_once() {
 }
 
 #[tokio::test]
+async fn what_never_began_is_tried_a_few_times_more() {
+    let bench = Bench::start().await;
+    let mut template = wanted();
+    template["shapes"] = json!([]);
+    bench.expect(Method::POST, TEMPLATES, Some(template), 201).await;
+    for _ in 0..4 {
+        let attempt = bench.lease().await;
+        bench.report(&attempt, Report::GiveBack { why: "no room".into(), retry: false }).await;
+        assert_eq!(states(&bench, "warm").await, "failed", "not at once");
+    }
+    let leased = bench.olympus.lease(&bench.node_id, Duration::from_millis(1500)).await.unwrap();
+    assert!(leased.is_none(), "{leased:?}");
+}
+
+#[tokio::test]
 async fn a_node_that_does_not_answer_holds_nothing_up() {
     let bench = Bench::start().await;
     *bench.node.deaf.lock().unwrap() = true;
@@ -260,6 +275,20 @@ async fn what_goes_with_a_template_is_its_own() {
     bench.expect(Method::DELETE, "/v1/templates/twin", None, 204).await;
     let left = bench.node.snapshots().await.unwrap();
     assert!(left.iter().all(|info| info.golden == own.spec.golden.clone().unwrap()), "{left:?}");
+}
+
+#[tokio::test]
+async fn whoever_takes_a_template_back_takes_no_other_of_its_name() {
+    let bench = Bench::start().await;
+    let ours = bench.expect(Method::POST, TEMPLATES, Some(wanted()), 201).await;
+    bench.expect(Method::DELETE, "/v1/templates/warm", None, 204).await;
+    let theirs = bench.expect(Method::POST, TEMPLATES, Some(wanted()), 201).await;
+    let of = |template: &Value| format!("/v1/templates/warm?created_at={}", template["created_at"]);
+    let refused = problem(bench.send(Method::DELETE, &of(&ours), None).await).await;
+    assert_eq!(refused, ("name_taken".to_owned(), Some("name".to_owned())));
+    bench.get("/v1/templates/warm").await;
+    bench.expect(Method::DELETE, &of(&theirs), None, 204).await;
+    assert_eq!(problem(bench.send(Method::DELETE, &of(&theirs), None).await).await.0, "not_found");
 }
 
 #[tokio::test]

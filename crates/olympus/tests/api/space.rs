@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use hades::store::{Catalogue, TemplateRecord};
 use olympus::Settings;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tartarus_api::node::NodeUsage;
+use tartarus_types::TemplateSpec;
 
 use crate::support::{Bench, IMAGE, KERNEL, problem, settings};
 
@@ -27,6 +29,19 @@ async fn a_full_disk_takes_no_new_work_and_harms_none() {
     assert_eq!(bench.get("/v1/df").await["min_free"], json!(u64::MAX));
     bench.expect(Method::POST, "/v1/prune", Some(json!({})), 200).await;
     bench.get("/v1/templates").await;
+}
+
+#[tokio::test]
+async fn a_repetition_is_no_new_work() {
+    let bench = Bench::start_with(Settings { min_free: u64::MAX, ..settings() }).await;
+    let created_at = crate::support::now();
+    let python = bench.store.template("python").await.unwrap().unwrap();
+    let spec = TemplateSpec { cold: false, ..python.spec };
+    bench.store.put_template(TemplateRecord { name: "warm".into(), spec, created_at }).await.unwrap();
+    let same = json!({"name": "warm", "image": "debian", "cpus": 1, "memory_mib": 512, "disk_mib": 1024,
+        "env": {"A": "template"}});
+    let shown = bench.expect(Method::POST, "/v1/templates", Some(same), 200).await;
+    assert_eq!(shown["snapshots"][0]["state"], "missing", "no snapshot is made");
 }
 
 #[tokio::test]

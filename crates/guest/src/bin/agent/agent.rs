@@ -21,6 +21,7 @@ use crate::process::Process;
 use crate::runner::Runner;
 use crate::session::Session;
 use crate::spawn::Held;
+use crate::still::Still;
 
 /// Output is queued for the port up to here, bytes: little, so that an end or a new session does not wait behind much.
 const QUEUE: usize = 128 * 1024;
@@ -48,6 +49,8 @@ pub(crate) struct Ground {
     pub(crate) freezer: Option<Freezer>,
     /// Processes that want to hear of a restore, where the guest can listen to them.
     pub(crate) hooks: Option<Hooks>,
+    /// Processes that wait for the restore, because the layer is frozen.
+    pub(crate) still: Still,
 }
 
 /// Takes over an identity, or says why not.
@@ -63,6 +66,8 @@ pub(crate) struct Agent {
     pub(crate) ground: Result<Ground, String>,
     pub(crate) processes: BTreeMap<u32, Process>,
     pub(crate) runner: Runner,
+    /// The guest was restored, and its processes do not know it yet.
+    pub(crate) restored: bool,
     /// The last reading of how many processes were killed for want of memory.
     pub(crate) ooms: u64,
     /// Pipes of ended processes that their children may still write to, and whether there is something to read.
@@ -85,6 +90,7 @@ impl Agent {
         }
         Ok(Self {
             runner: Runner::default(),
+            restored: false,
             ooms: ground.as_ref().map_or(0, |ground| oom_kills(&ground.held.vmstat)),
             events,
             port,

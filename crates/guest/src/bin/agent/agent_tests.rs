@@ -51,9 +51,10 @@ fn agent_on(ground: Option<&str>, beside: impl FnOnce() -> (Option<Freezer>, Opt
             None => Ok(Ground {
                 held: Held::open().unwrap(),
                 pressure: None,
-                become_it: Box::new(|_| Ok(())),
+                become_it: Box::new(|hello| if hello.hostname == "bad" { Err("refused".to_owned()) } else { Ok(()) }),
                 freezer,
                 hooks,
+                still: Still::default(),
             }),
         };
         let _ = Agent::new(theirs.into(), ground).unwrap().serve();
@@ -64,10 +65,16 @@ fn agent_on(ground: Option<&str>, beside: impl FnOnce() -> (Option<Freezer>, Opt
 
 impl Host {
     pub(crate) fn hello(&mut self, nonce: u8) -> Frame {
+        self.hello_as(nonce, "h")
+    }
+
+    /// With this host name; the agent refuses "bad".
+    fn hello_as(&mut self, nonce: u8, hostname: &str) -> Frame {
         self.nonce = [nonce; NONCE];
         self.decoder = Decoder::host(self.nonce);
         self.stream.write_all(&preamble(&self.nonce)).unwrap();
-        let hello = Hello { version: VERSION, time_ns: 1, entropy: vec![1], hostname: "h".into(), machine_id: None };
+        let hello =
+            Hello { version: VERSION, time_ns: 1, entropy: vec![1], hostname: hostname.into(), machine_id: None };
         self.message(Kind::Hello, 0, &message::encode(&hello));
         self.next()
     }
@@ -304,6 +311,12 @@ fn a_helper_that_ended_leaves_nothing_frozen() {
     thaws(Some("/no/such/program"));
 }
 
+/// `T` when it is stopped.
+fn state_of(pid: u32) -> char {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit(") ").next().unwrap().chars().next().unwrap()
+}
+
 fn thaws(helper: Option<&'static str>) {
     let Some(disk) = rustix::process::geteuid().is_root().then(Disk::new).flatten() else { return };
     let (mount, run) = (disk.0.join("mount"), disk.0.join("run"));
@@ -314,8 +327,9 @@ fn thaws(helper: Option<&'static str>) {
     host.hello(1);
     let script = format!(
         "exec python3 -c 'import socket\ns = socket.socket(1, 5)\ns.connect(\"{}/restored\")\nprint(\"waits\", flush=True)\n\
-         print(len(s.recv(99)), flush=True)\ns.send(b\"k\")\ns.recv(9)'",
-        run.display()
+         print(len(s.recv(99)), flush=True)\nopen(\"{}/hook\", \"w\").write(\"x\")\ns.send(b\"k\")\ns.recv(9)'",
+        run.display(),
+        mount.display()
     );
     let mut outputs: [Vec<u8>; 2] = Default::default();
     host.start(0, "t", &script, false);
@@ -327,18 +341,33 @@ fn thaws(helper: Option<&'static str>) {
         }
         assert_eq!(outputs[1], b"", "python3 is needed: {}", String::from_utf8_lossy(&outputs[1]));
     }
+    host.start(2, "t", "kill -STOP $$; sleep 60", false);
+    let [warm, itself] = [0, 2].map(|number| {
+        let ack: HelloAck = message::decode("ack", &host.hello(9).payload).unwrap();
+        let status = ack.processes.into_iter().find(|status| status.process == number).unwrap();
+        let ProcessState::Running { pid } = status.state else { panic!("{status:?}") };
+        pid
+    });
+    while state_of(itself) != 'T' {}
     for _ in 0..2 {
         host.send(Kind::Freeze, 0, 0, 0, b"");
         let frozen = host.next();
         assert_eq!((frozen.header.kind, frozen.payload.as_slice()), (Kind::Frozen, b"".as_slice()));
     }
+    assert_eq!((state_of(warm), state_of(itself)), ('T', 'T'), "nobody goes on by itself");
     host.start(1, "t", &format!("echo x > {}/file; echo wrote", mount.display()), false);
     host.attach(1, 0, 0);
     assert_eq!(host.next().header.kind, Kind::Started);
     host.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     assert!(host.stream.read(&mut [0; 9]).is_err(), "nobody writes to a frozen layer");
     host.stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let refused = host.hello_as(3, "bad");
+    assert_eq!((refused.header.kind, state_of(warm)), (Kind::Fault, 'T'));
+    let began = std::time::Instant::now();
     assert_eq!(host.hello(2).header.kind, Kind::HelloAck);
+    assert!(began.elapsed() < Duration::from_millis(900), "the hook could write to the layer, and was waited for");
+    assert_eq!(std::fs::read(mount.join("hook")).unwrap(), b"x");
+    assert_eq!((state_of(warm) == 'T', state_of(itself)), (false, 'T'), "only who was stopped goes on");
     host.attach(1, 0, 0);
     let mut wrote: [Vec<u8>; 2] = Default::default();
     assert_eq!(host.end(1, &mut wrote), exited(0));

@@ -19,6 +19,7 @@ use crate::memory;
 use crate::port::open_port;
 use crate::root;
 use crate::spawn::Held;
+use crate::still::Still;
 use crate::uevents::Uevents;
 
 /// Open files of the agent itself: three per process, and pipes that children of ended ones keep.
@@ -76,5 +77,6 @@ fn prepare(uevents: &Uevents) -> Result<Ground, BootError> {
         become_it: Box::new(move |hello| identity.take(hello).map_err(|error| error.to_string())),
         freezer: Some(Freezer::new(layer, Some("/proc/self/exe"))),
         hooks: hooks.ok(),
+        still: Still::default(),
     })
 }

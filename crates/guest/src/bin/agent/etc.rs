@@ -12,7 +12,7 @@ use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, fstat, ftruncate, mkdirat, open, openat, openat2, statat,
     unlinkat,
 };
-use rustix::io::{Errno, pwrite};
+use rustix::io::{Errno, pread, pwrite};
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, move_mount, open_tree, unmount};
 
 use crate::console;
@@ -44,22 +44,36 @@ impl EtcFiles {
         }))
     }
 
-    /// Writes the host name's files.
-    pub(crate) fn name(&self, hostname: &str) {
-        const LOCAL: &str = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 ";
-        self.write(0, &[LOCAL, hostname, "\n"].concat());
-        self.write(1, &[hostname, "\n"].concat());
+    /// Writes the host name's files; `old` is the name that they have, empty at first. Of the hosts only the line of the
+    /// name changes then: the others may be the template's.
+    pub(crate) fn name(&self, old: &str, hostname: &str) {
+        const LOCAL: &str = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n";
+        self.write(1, 0, [hostname, "\n"].concat().as_bytes());
+        let Some(file) = &self.0[0] else { return };
+        if old.is_empty() {
+            return self.write(0, 0, [LOCAL, OWN, hostname, "\n"].concat().as_bytes());
+        }
+        // Not filled first: each page that is touched costs a fresh clone a fault.
+        let mut content = Vec::with_capacity(MAX_CONTENT as usize);
+        match pread(file, rustix::buffer::spare_capacity(&mut content), 0) {
+            Ok(_) if content.len() < MAX_CONTENT as usize => {
+                let (offset, rest) = renamed(&content, old, hostname);
+                self.write(0, offset, &rest);
+            }
+            Ok(_) => console("/etc/hosts is too long to be given the host name"),
+            Err(error) => console(&format!("/etc/hosts could not be read: {error}")),
+        }
     }
 
     /// Writes the machine id.
     pub(crate) fn machine_id(&self, id: &str) {
-        self.write(2, &[id, "\n"].concat());
+        self.write(2, 0, [id, "\n"].concat().as_bytes());
     }
 
-    fn write(&self, which: usize, content: &str) {
+    fn write(&self, which: usize, offset: usize, content: &[u8]) {
         let Some(file) = &self.0[which] else { return };
-        let length = content.len() as u64;
-        let written = match pwrite(file, content.as_bytes(), 0) {
+        let length = (offset + content.len()) as u64;
+        let written = match pwrite(file, content, offset as u64) {
             Ok(count) if count < content.len() => Err(Errno::NOSPC),
             other => other,
         };
@@ -70,6 +84,21 @@ impl EtcFiles {
             console(&format!("/etc/{} could not be written: {error}", NAMES[which]));
         }
     }
+}
+
+/// What the line of the host name begins with.
+const OWN: &str = "127.0.1.1 ";
+
+/// Where the hosts change and what stands from there on, when the name changes; a line that is gone is added.
+fn renamed(hosts: &[u8], old: &str, new: &str) -> (usize, Vec<u8>) {
+    let line = [OWN, old, "\n"].concat();
+    let starts = |at: usize| (at == 0 || hosts[at - 1] == b'\n') && hosts[at..].starts_with(line.as_bytes());
+    if let Some(at) = (0..hosts.len()).find(|at| starts(*at)) {
+        let name = at + OWN.len();
+        return (name, [new.as_bytes(), &hosts[name + old.len()..]].concat());
+    }
+    let end: &str = if hosts.last().is_none_or(|byte| *byte == b'\n') { "" } else { "\n" };
+    (hosts.len(), [end, OWN, new, "\n"].concat().into_bytes())
 }
 
 /// A file system in memory, mounted as long as its files are made.
@@ -178,8 +207,10 @@ mod tests {
             assert!(!fs::exists(&scratch).unwrap());
             let read = |name: &str| fs::read_to_string(format!("{etc}/{name}")).unwrap();
             assert_eq!((read("hosts").as_str(), read("machine-id").as_str()), ("the image's\n", ""));
+            let mut old = "";
             for name in ["a-longer-name", "short"] {
-                files.name(name);
+                files.name(old, name);
+                old = name;
                 assert_eq!(read("hostname"), format!("{name}\n"));
                 assert!(read("hosts").ends_with(&format!("\n127.0.1.1 {name}\n")), "{}", read("hosts"));
             }
@@ -195,16 +226,29 @@ mod tests {
     }
 
     #[test]
+    fn only_the_line_of_the_name_changes() {
+        let change = |hosts: &str, new| {
+            let (offset, rest) = renamed(hosts.as_bytes(), "old", new);
+            hosts[..offset].to_owned() + std::str::from_utf8(&rest).unwrap()
+        };
+        assert_eq!(change("a\n127.0.1.1 old\n10.0.0.1 db\n", "newer"), "a\n127.0.1.1 newer\n10.0.0.1 db\n");
+        assert_eq!(change("127.0.1.1 old\n", "n"), "127.0.1.1 n\n");
+        assert_eq!(change("10.0.0.1 db", "n"), "10.0.0.1 db\n127.0.1.1 n\n");
+        assert_eq!(change("9127.0.1.1 old\n", "n"), "9127.0.1.1 old\n127.0.1.1 n\n");
+        assert_eq!(change("", "n"), "127.0.1.1 n\n");
+    }
+
+    #[test]
     fn an_image_that_does_not_allow_a_file_goes_without_it() {
         alone("without", |folder| {
             let (etc, scratch) = (format!("{folder}/etc"), format!("{folder}/scratch"));
             fs::create_dir_all(format!("{etc}/hosts")).unwrap();
             let files = EtcFiles::mount(&etc, &scratch);
-            files.name("n");
+            files.name("", "n");
             assert!(fs::metadata(format!("{etc}/hosts")).unwrap().is_dir());
             assert_eq!(fs::read_to_string(format!("{etc}/hostname")).unwrap(), "n\n");
             let files = EtcFiles::mount(&format!("{folder}/no/such"), &scratch);
-            files.name("n");
+            files.name("", "n");
             assert!(files.0.iter().all(Option::is_none) && !fs::exists(&scratch).unwrap());
         });
     }

@@ -80,6 +80,11 @@ impl Freezer {
         frozen
     }
 
+    /// It is frozen for a snapshot.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.state == State::Frozen
+    }
+
     /// Nobody told the helper yet.
     pub(crate) fn is_due(&self) -> bool {
         self.state == State::Due
@@ -96,6 +101,20 @@ impl Freezer {
             return Ok(());
         }
         self.thaw()
+    }
+
+    /// Thaws at once, if that is due.
+    pub(crate) fn thaw_now(&mut self) -> Result<(), Errno> {
+        if !matches!(self.state, State::Due | State::Told) {
+            return Ok(());
+        }
+        self.dismiss();
+        self.thaw()
+    }
+
+    /// The pid of the helper.
+    pub(crate) fn helper(&self) -> Option<u32> {
+        self.helper.as_ref().map(Child::id)
     }
 
     /// A child was reaped. When it is the helper, the layer is thawed or it will not do it any more.

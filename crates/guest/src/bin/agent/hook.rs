@@ -22,6 +22,8 @@ pub(crate) const NAME: &str = "restored";
 const CONNECTIONS: usize = 64;
 /// Random bytes for each connection.
 const RANDOM: usize = 64;
+/// Packets that are thrown away at once: more than fit into a connection.
+const PACKETS: usize = 512;
 /// How long all of them together may take to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -56,16 +58,7 @@ impl Hooks {
     /// Something connected, ended or spoke: takes new connections, which `watch` gets, and drops those that ended. What
     /// comes without being asked for means nothing.
     pub(crate) fn news(&mut self, watch: impl Fn(BorrowedFd<'_>) -> Result<(), Errno>) {
-        let mut word = [0; RANDOM];
-        self.connections.retain(|connection| {
-            loop {
-                match recv(connection, &mut word, RecvFlags::DONTWAIT) {
-                    Ok((1.., _)) | Err(Errno::INTR) => {}
-                    Err(Errno::AGAIN) => return true,
-                    Ok(_) | Err(_) => return false,
-                }
-            }
-        });
+        self.connections.retain(lives);
         while self.connections.len() < CONNECTIONS {
             match accept_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 // One that cannot be watched is only noticed to be gone at the next restore.
@@ -79,11 +72,15 @@ impl Hooks {
         }
     }
 
-    /// Gives each connection fresh random bytes and waits for an answer of each, a second at most for all.
-    pub(crate) fn restored(&mut self) {
-        if self.connections.is_empty() {
-            return;
-        }
+    /// Nobody is connected, as far as was seen.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.connections.is_empty()
+    }
+
+    /// Gives each connection fresh random bytes and waits for an answer of each, a second at most for all. What was said
+    /// before is no answer.
+    pub(crate) fn restored(&mut self, watch: impl Fn(BorrowedFd<'_>) -> Result<(), Errno>) {
+        self.news(watch);
         self.connections.retain(|connection| {
             let mut random = [0; RANDOM];
             getrandom(&mut random, GetRandomFlags::empty()) == Ok(RANDOM)
@@ -109,6 +106,19 @@ impl Hooks {
             waiting.retain(|_| silent.next().unwrap_or(false));
         }
     }
+}
+
+/// Throws away what it said without being asked; gives whether it is still connected, as far as was read.
+fn lives(connection: &OwnedFd) -> bool {
+    let mut word = [0; RANDOM];
+    for _ in 0..PACKETS {
+        match recv(connection, &mut word, RecvFlags::DONTWAIT) {
+            Ok((1.., _)) | Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return true,
+            Ok(_) | Err(_) => return false,
+        }
+    }
+    true
 }
 
 #[cfg(test)]
@@ -152,7 +162,7 @@ mod tests {
         let processes = [process(client()), process(client())];
         hooks.news(|_| Ok(()));
         let began = Instant::now();
-        hooks.restored();
+        hooks.restored(|_| Ok(()));
         assert!(began.elapsed() < PATIENCE, "nobody was silent");
         let [first, second] = processes.map(|process| process.join().unwrap());
         assert_eq!((first.len(), second.len()), (RANDOM, RANDOM));
@@ -165,13 +175,40 @@ mod tests {
         drop(client());
         hooks.news(|_| Ok(()));
         let began = Instant::now();
-        hooks.restored();
+        hooks.restored(|_| Ok(()));
         assert!(began.elapsed() < PATIENCE / 2);
         let _silent = client();
         hooks.news(|_| Ok(()));
         assert_eq!(hooks.connections.len(), 1);
-        hooks.restored();
+        hooks.restored(|_| Ok(()));
         assert!(began.elapsed() >= PATIENCE && began.elapsed() < PATIENCE * 3);
+    }
+
+    #[test]
+    fn an_old_packet_is_no_answer_and_who_waits_in_line_is_asked() {
+        let (mut hooks, client, _folder) = hooks();
+        let early = client();
+        hooks.news(|_| Ok(()));
+        send(&early, b"old", SendFlags::empty()).unwrap();
+        let late = process(client());
+        let began = Instant::now();
+        hooks.restored(|_| Ok(()));
+        assert!(began.elapsed() >= PATIENCE, "the silent one was waited for");
+        assert_eq!(late.join().unwrap().len(), RANDOM);
+    }
+
+    /// Whoever sends faster than the agent reads does not keep it.
+    #[test]
+    fn a_flood_is_read_in_pieces() {
+        let (mut hooks, client, _folder) = hooks();
+        let flood = client();
+        hooks.news(|_| Ok(()));
+        let sender = std::thread::spawn(move || while send(&flood, &[1], SendFlags::NOSIGNAL).is_ok() {});
+        for _ in 0..3 {
+            hooks.news(|_| Ok(()));
+        }
+        drop(hooks);
+        sender.join().unwrap();
     }
 
     #[test]

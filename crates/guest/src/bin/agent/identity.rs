@@ -82,13 +82,14 @@ impl Identity {
         if let Some(id) = hello.machine_id.as_ref().filter(|id| !is_machine_id(id)) {
             return Err(IdentityError::MachineId(id.chars().take(64).collect()));
         }
-        set_clock(hello.time_ns)?;
+        // First: until then clones of one snapshot draw the same numbers.
         self.mix(&hello.entropy).map_err(|error| IdentityError::Step("randomness", error))?;
+        set_clock(hello.time_ns)?;
         if self.hostname != hello.hostname {
             rustix::system::sethostname(hello.hostname.as_bytes())
                 .map_err(|error| IdentityError::Step("host name", error))?;
+            self.files.name(&self.hostname, &hello.hostname);
             self.hostname.clone_from(&hello.hostname);
-            self.files.name(&self.hostname);
         }
         if let Some(id) = &hello.machine_id {
             self.files.machine_id(id);

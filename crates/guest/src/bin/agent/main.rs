@@ -26,6 +26,7 @@ mod root;
 mod runner;
 mod session;
 mod spawn;
+mod still;
 mod uevents;
 mod users;
 mod window;

@@ -14,6 +14,7 @@ use crate::freeze::Freezer;
 use crate::identity::advance_clock;
 use crate::memory::oom_kills;
 use crate::process::Process;
+use crate::runner::Runner;
 use crate::session::Request;
 use crate::spawn::{signal_group, spawn};
 
@@ -77,11 +78,12 @@ impl Agent {
 
     fn hello(&mut self, hello: &Hello) -> Result<(), String> {
         let ground = self.ground.as_mut().map_err(|why| why.clone())?;
-        let restored = ground.freezer.as_mut().is_some_and(Freezer::restored);
+        self.restored |= ground.freezer.as_mut().is_some_and(Freezer::restored);
         (ground.become_it)(hello)?;
-        if restored && let Some(hooks) = &mut ground.hooks {
-            hooks.restored();
+        if std::mem::take(&mut self.restored) {
+            self.tell_of_restore();
         }
+        let ground = self.ground.as_ref().map_err(|why| why.clone())?;
         let uptime = clock_gettime(ClockId::Boottime);
         let ack = HelloAck {
             version: VERSION,
@@ -91,6 +93,19 @@ impl Agent {
         };
         self.session.send_message(Kind::HelloAck, 0, &message::encode(&ack));
         Ok(())
+    }
+
+    /// Lets the processes go on and tells those that want to know; nothing in a guest that has only a runner.
+    fn tell_of_restore(&mut self) {
+        let Ok(Ground { still, hooks, freezer, .. }) = &mut self.ground else { return };
+        let nobody = still.is_empty();
+        still.go_on();
+        let Some(hooks) = hooks.as_mut().filter(|hooks| !nobody || !hooks.is_empty()) else { return };
+        // Who writes to the layer before it answers would wait for the thaw, and the agent for the answer.
+        if let Some(Err(error)) = freezer.as_mut().map(Freezer::thaw_now) {
+            console(&format!("could not thaw the layer: {error}"));
+        }
+        hooks.restored(|connection| self.events.watch(connection, Source::Hook));
     }
 
     fn start(&mut self, number: u32, start: &Start) -> Result<(), String> {
@@ -133,18 +148,17 @@ impl Agent {
 
     /// Freezes the layer and says so, or why not.
     fn freeze(&mut self) -> Result<(), String> {
-        // Who connected before is told of the restore.
-        self.hook_news();
         // So that the heap need not grow first thing in a clone.
         drop(std::hint::black_box(vec![1_u8; SPARE_HEAP]));
         let ground = self.ground.as_mut().map_err(|why| why.clone())?;
         self.ooms = oom_kills(&ground.held.vmstat);
-        let why = match ground.freezer.as_mut().map(Freezer::freeze) {
-            Some(Ok(())) => String::new(),
-            Some(Err(error)) => format!("could not freeze the layer: {error}"),
-            None => "there is no layer to freeze".to_owned(),
-        };
-        self.session.send(Header::new(Kind::Frozen, 0), why.as_bytes());
+        let frozen = freeze(ground, &self.runner);
+        if frozen.is_err() && !ground.freezer.as_ref().is_some_and(Freezer::is_frozen) {
+            ground.still.go_on();
+        }
+        // Who connected before is told of the restore.
+        self.hook_news();
+        self.session.send(Header::new(Kind::Frozen, 0), frozen.err().unwrap_or_default().as_bytes());
         Ok(())
     }
 
@@ -159,4 +173,13 @@ impl Agent {
     pub(crate) fn send_end(&mut self, number: u32, end: &End) {
         self.session.send(Header::new(Kind::Ended, number), &message::encode(end));
     }
+}
+
+/// Stops all processes but those that wait for work, then freezes the layer; or says why that is not done.
+fn freeze(ground: &mut Ground, runner: &Runner) -> Result<(), String> {
+    let freezer = ground.freezer.as_mut().ok_or("there is no layer to freeze")?;
+    let spared = runner.waiting().chain(freezer.helper()).filter_map(|pid| i32::try_from(pid).ok());
+    let spared: Vec<i32> = spared.collect();
+    ground.still.stop(&ground.held.proc, &spared).map_err(|error| error.to_string())?;
+    freezer.freeze().map_err(|error| format!("could not freeze the layer: {error}"))
 }

@@ -49,10 +49,14 @@ impl Agent {
         Ok(())
     }
 
-    /// A job has news, or a spare that is none yet and of which nothing is wanted.
+    /// A job has news, or a spare that is none yet.
     pub(crate) fn job_news(&mut self, spare: u32, part: SparePart) {
         let mut jobs = self.processes.values_mut();
-        let Some(process) = jobs.find(|process| process.spare() == Some(spare)) else { return };
+        let Some(process) = jobs.find(|process| process.spare() == Some(spare)) else {
+            let Ok(ground) = &self.ground else { return };
+            let news = self.runner.hung_up(spare, &ground.held, &watching(&self.events));
+            return self.dealt(news);
+        };
         match part {
             SparePart::Output(stream) => process.output(stream).wake(),
             SparePart::Socket => {

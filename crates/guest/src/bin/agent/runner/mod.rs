@@ -44,6 +44,8 @@ pub(crate) struct Runner {
     asked: Option<Lines>,
     /// How many spares were asked for.
     count: u32,
+    /// How many of them ended before they could take a job, since the last one that could.
+    lost: u32,
     queue: VecDeque<(u32, Job)>,
     /// The host waits for the answer to its request.
     owed: bool,
@@ -65,6 +67,7 @@ impl Runner {
             self.zygote = None;
             self.spare = None;
             self.asked = None;
+            self.lost = 0;
             self.warming = None;
             self.wanted = Some(Wanted { start, user: root() });
         }
@@ -90,6 +93,11 @@ impl Runner {
     /// The environment that the interpreter has already, beside `PATH` and `HOME`.
     pub(crate) fn start_env(&self) -> Option<&BTreeMap<String, String>> {
         self.wanted.as_ref().map(|wanted| &wanted.start.env)
+    }
+
+    /// The processes that wait for work: the zygote and the spare.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = u32> + '_ {
+        self.zygote.iter().map(|zygote| zygote.pid).chain(self.spare.iter().map(|spare| spare.pid))
     }
 
     /// Takes a job. Gives its process when a spare waited for it, and nothing when it stands in the queue.
@@ -147,6 +155,21 @@ impl Runner {
         (dealt, state)
     }
 
+    /// A pipe of this spare, which has no job, has news. When nobody holds the pipes of one that was asked for, it ended
+    /// before it was heard of: its parent is gone, and what is reaped has no name. So another one is asked for.
+    pub(crate) fn hung_up(&mut self, spare: u32, held: &Held, watch: Watch<'_>) -> (Vec<Dealt>, Option<RunnerState>) {
+        // The word of one that ended after it may still be on its way; the end of the zygote is heard when it is reaped.
+        if !self.asked.as_ref().is_some_and(|lines| lines.is(spare) && lines.are_over())
+            || !self.hear(watch)
+            || self.asked.as_ref().is_none_or(|lines| !lines.is(spare))
+        {
+            return (Vec::new(), None);
+        }
+        self.asked = None;
+        self.lost += 1;
+        self.news(held, watch)
+    }
+
     /// The output pipe of the zygote has news.
     pub(crate) fn drain(&mut self) {
         self.zygote.iter_mut().for_each(Zygote::drain);
@@ -178,18 +201,20 @@ impl Runner {
         }
     }
 
-    /// Takes the spares that the zygote sent.
-    fn hear(&mut self, watch: Watch<'_>) {
-        let Some(zygote) = &mut self.zygote else { return };
+    /// Takes the spares that the zygote sent. Gives whether more can come of it.
+    fn hear(&mut self, watch: Watch<'_>) -> bool {
+        let Some(zygote) = &mut self.zygote else { return false };
         loop {
             match zygote.hear() {
                 Heard::Spare(socket) => {
                     // What was not asked for, or can be neither known nor watched, is let go and ends.
                     let Some(lines) = self.asked.take() else { continue };
+                    self.lost += 1;
                     let Some(spare) = Spare::new(socket, lines) else { continue };
                     if spare.watch(watch).is_err() {
                         continue;
                     }
+                    self.lost = 0;
                     zygote.ready = true;
                     // Before a snapshot, not in the clone: what a job reads of the interpreter's files is in memory then.
                     if self.owed && self.queue.is_empty() && !std::mem::replace(&mut zygote.warmed, true) {
@@ -198,11 +223,11 @@ impl Runner {
                         self.spare = Some(spare);
                     }
                 }
-                Heard::Nothing => return,
+                Heard::Nothing => return true,
                 Heard::End => {
                     // What it is without its socket is no runner; the rest follows when it is reaped.
                     zygote.kill();
-                    return;
+                    return false;
                 }
             }
         }
@@ -213,6 +238,10 @@ impl Runner {
         let Some(wanted) = &self.wanted else { return Err(NO_RUNNER.to_owned()) };
         if self.asked.is_some() {
             return Ok(());
+        }
+        if self.lost >= LOST {
+            self.lost = 0;
+            return Err(format!("{LOST} children of the runner in a row ended before they could take a job"));
         }
         if self.zygote.is_none() {
             self.zygote = Some(Zygote::launch(&wanted.start, &wanted.user, held, watch)?);
@@ -236,6 +265,9 @@ impl Runner {
 fn root() -> User {
     user_of(None).unwrap_or_else(|_| User { uid: 0, gid: 0, groups: Vec::new(), home: "/root".to_owned() })
 }
+
+/// Spares that may be lost in a row before those who wait are told.
+const LOST: u32 = 3;
 
 /// Why code cannot be run.
 pub(crate) const NO_RUNNER: &str = "the template has no runner: code needs one, and the host started none";

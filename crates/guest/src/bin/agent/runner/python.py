@@ -63,7 +63,9 @@ def _tartarus(names):
         if getpid() == pid:
             # The agent does not wait for the kernel, which takes the memory to pieces first.
             try:
-                os.write(socket, bytes((status,)))
+                # The job may have closed it, and given the number to a file of its own.
+                if fstat(socket)[1:3] == identity:
+                    write(socket, bytes((status,)))
             except OSError:
                 pass
         os._exit(status)
@@ -165,8 +167,16 @@ def _tartarus(names):
     known = dict(modules)
     del known["__main__"]
     _socket, gc = import_first("_socket"), import_first("gc")
+    pid, getpid, thread, fstat, write = 0, os.getpid, modules["_thread"], os.fstat, os.write
     # A number that no program has open by itself, and for which the kernel's table need not grow.
-    socket, pid, getpid, thread = 63, 0, os.getpid, modules["_thread"]
+    for socket in (*range(63, 2, -1), *range(64, 1024)):
+        try:
+            fstat(socket)
+        except OSError:
+            break
+    else:
+        raise OSError("the preloaded modules left no descriptor for the runner")
+    identity = None  # inode and device of it
 
     streams, excepthook, status = (sys.stdout, sys.stderr), sys.excepthook, None
     # Extensions may write by the C library, whose buffers are not Python's.
@@ -198,6 +208,7 @@ def _tartarus(names):
 
     def spare():
         """Forks when asked; returns in the child only, as an orphan, with its end of a new socket."""
+        nonlocal identity
         zygote = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, control)
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
@@ -237,8 +248,12 @@ def _tartarus(names):
         zygote.sendmsg([b"spare"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, right)])
         zygote.close()
         theirs.close()
-        os.dup2(ours.fileno(), socket, False)
-        ours.close()
+        if ours.fileno() == socket:
+            ours.detach()
+        else:
+            os.dup2(ours.fileno(), socket, False)
+            ours.close()
+        identity = fstat(socket)[1:3]
 
     def environ(items):
         values = dict([item.split(b"=", 1) for item in items])

@@ -2,13 +2,14 @@
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
 use rustix::io::{Errno, write};
-use rustix::net::sockopt::socket_peercred;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, send, sendmsg};
 use rustix::rand::{GetRandomFlags, getrandom};
+use rustix::time::Timespec;
 use tartarus_guest::Stream;
 
 use super::Watch;
@@ -50,6 +51,18 @@ impl Lines {
             watch(pipe.as_fd(), Source::Spare(number, SparePart::Output(stream)))?;
         }
         Ok((Self { number, outputs }, theirs))
+    }
+
+    /// Those of this spare.
+    pub(super) fn is(&self, spare: u32) -> bool {
+        self.number == spare
+    }
+
+    /// Nobody can write to them any more.
+    pub(super) fn are_over(&self) -> bool {
+        let mut polled = self.outputs.each_ref().map(|pipe| PollFd::new(pipe, PollFlags::empty()));
+        poll(&mut polled, Some(&Timespec::default())).is_ok()
+            && polled.iter().all(|pipe| pipe.revents().contains(PollFlags::HUP))
     }
 }
 
@@ -166,8 +179,7 @@ impl Job {
 impl Spare {
     /// A spare by its end of the socket; who made the socket is who it is.
     pub(super) fn new(socket: OwnedFd, lines: Lines) -> Option<Self> {
-        let pid = socket_peercred(&socket).ok()?.pid.as_raw_nonzero().get();
-        Some(Self { pid: u32::try_from(pid).ok()?, socket, lines })
+        Some(Self { pid: maker(&socket)?, socket, lines })
     }
 
     /// Has its socket watched, for what it will say as a job.
@@ -218,6 +230,23 @@ impl Spare {
         sendmsg(&socket, &[IoSlice::new(body)], &mut rights, flags)?;
         Ok(Given { pid, spare: number, socket, outputs })
     }
+}
+
+/// The pid of who made a socket pair. The kernel says 0 for one of another namespace of pids, which is no spare.
+fn maker(socket: &OwnedFd) -> Option<u32> {
+    let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: `credentials` has the size that is given, and any bytes are valid in it; both outlive the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut credentials).cast(),
+            &raw mut length,
+        )
+    };
+    u32::try_from(credentials.pid).ok().filter(|pid| result == 0 && *pid > 1)
 }
 
 fn filled(bytes: &[u8]) -> Result<OwnedFd, Errno> {
@@ -278,6 +307,13 @@ mod tests {
         }
         let long = "#".repeat(MAX_BODY);
         assert!(Job::new(&Plan { code: &long, ..plan() }, None).unwrap_err().contains("longer"));
+    }
+
+    /// As of a child that a preloaded module put into a namespace of its own.
+    #[test]
+    fn what_nobody_made_is_no_spare() {
+        let stray = rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::SEQPACKET, None);
+        assert!(Spare::new(stray.unwrap(), lines()).is_none());
     }
 
     #[test]

@@ -251,6 +251,45 @@ fn a_job_waits_for_the_runner_and_a_repeated_request_starts_nothing() {
     }
 }
 
+/// Its parent is gone by then, so nobody could say that it ended.
+#[test]
+fn a_child_that_ends_before_it_is_heard_of_is_replaced_a_few_times() {
+    let folder = std::env::temp_dir().join(format!("runner-lost-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let module = "import os\n\
+        depth = 0\n\
+        def child():\n\
+        \x20 global depth\n\
+        \x20 depth += 1\n\
+        \x20 left = int(open(COUNT).read())\n\
+        \x20 if depth == 2 and left: open(COUNT, 'w').write(str(left - 1)); os.kill(os.getpid(), 9)\n\
+        os.register_at_fork(after_in_child=child)\n";
+    let count = folder.join("count");
+    std::fs::write(folder.join("lost.py"), module.replace("COUNT", &format!("{count:?}"))).unwrap();
+    for (left, ready) in [(2, true), (9, false)] {
+        std::fs::write(&count, left.to_string()).unwrap();
+        let Some(mut host) = started(&[]) else { break };
+        let mut request = request(&["lost"]);
+        request.env.insert("PYTHONPATH".into(), folder.to_str().unwrap().to_owned());
+        assert_eq!(state(&mut host), RunnerState::Ready);
+        host.message(Kind::StartRunner, 0, &message::encode(&request));
+        let state = state(&mut host);
+        assert_eq!(state == RunnerState::Ready, ready, "{state:?}");
+        let (_, _, end) = if ready {
+            std::fs::write(&count, "2").unwrap();
+            good(&mut host, 1, "print('the spare that was there')");
+            run(&mut host, 2, "print(1)")
+        } else {
+            run(&mut host, 2, "print(1)")
+        };
+        let failed = matches!(&end, End::NotExecutable { message } if message.contains("in a row"));
+        assert_eq!((failed, end == End::Exited { code: 0, oom_kills: 0 }), (!ready, ready), "{end:?}");
+        std::fs::write(&count, "0").unwrap();
+        assert_eq!(good(&mut host, 3, "print('later')"), "later\n");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
 #[test]
 fn a_queued_job_can_be_ended() {
     let Some(mut host) = started(&["time"]) else { return };
@@ -375,6 +414,40 @@ fn the_end_is_what_the_job_says_before_it_is_reaped() {
     assert_eq!(good(&mut host, 2, "print('next')"), "next\n");
     let (_, _, end) = run(&mut host, 3, "import os; os.write(63, b'too long')\nos.kill(os.getpid(), 9)");
     assert_eq!(end, End::Signalled { signal: 9, oom_kills: 0 }, "what means nothing ends nothing");
+}
+
+/// The number of the socket may be a file of the job's, or of a preloaded module's.
+#[test]
+fn the_end_is_written_to_no_file_of_a_job() {
+    let folder = std::env::temp_dir().join(format!("runner-end-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("file");
+    let Some(mut host) = runner(&[]) else { return };
+    let takes = format!("import os\nos.dup2(os.open({file:?}, os.O_CREAT | os.O_WRONLY), 63)\nos.write(63, b'mine')");
+    assert_eq!(good(&mut host, 1, &takes), "");
+    assert_eq!(std::fs::read(&file).unwrap(), b"mine");
+    assert_eq!(good(&mut host, 2, "import os; os.close(63)"), "");
+
+    for (number, module, taken) in [(10, "some", "63, 64"), (20, "all", "3, 200")] {
+        // What is taken already stays as it is.
+        let text = format!(
+            "import os\nfor fd in range({taken}):\n try: os.fstat(fd)\n except OSError: os.dup2(os.open('/dev/null', 0), fd)"
+        );
+        std::fs::write(folder.join(format!("takes_{module}.py")), text).unwrap();
+        let mut request = request(&[&format!("takes_{module}")]);
+        request.env.insert("PYTHONPATH".into(), folder.to_str().unwrap().to_owned());
+        host.message(Kind::StartRunner, 0, &message::encode(&request));
+        assert_eq!(state(&mut host), RunnerState::Ready);
+        assert_eq!(good(&mut host, number, "'any'"), "");
+        let code = "import os, time\nprint(os.getpid(), os.readlink('/proc/self/fd/63'))\n\
+            os._exit = lambda code: time.sleep(3600)\nraise SystemExit(7)";
+        let (out, err, end) = run(&mut host, number + 1, code);
+        assert_eq!((err.as_str(), end), ("", End::Exited { code: 7, oom_kills: 0 }), "{module}");
+        let (pid, taken) = out.trim().split_once(' ').unwrap();
+        crate::spawn::signal_group(pid.parse().unwrap(), libc::SIGKILL);
+        assert_eq!(taken, "/dev/null");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
 }
 
 #[test]
