@@ -72,6 +72,9 @@ fn now() -> Timestamp {
 
 async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
     raise_descriptors();
+    let memory = memory_mib()?;
+    let loaded_mib = args.snapshot_memory.map_or(memory / 4, u64::from);
+    let sandbox_mib = sandbox_memory(memory, loaded_mib)?;
     let data = data_dir(args.data.clone())?;
     let _lock = lock(&data)?;
     let stop = stop_signal()?;
@@ -92,8 +95,6 @@ async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
         DriverChoice::QemuKvm => Wanted::QemuKvm,
         DriverChoice::QemuTcg => Wanted::QemuTcg,
     };
-    let memory = memory_mib()?;
-    let loaded_mib = args.snapshot_memory.map_or(memory / 4, u64::from);
     let options = HostOptions {
         wanted,
         program: "/proc/self/exe".into(),
@@ -102,7 +103,7 @@ async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
     };
     let host = HostStore::open(&data, options).await?;
     let agent = Agent::open(Parts {
-        info: node_info(&data, memory, loaded_mib, args.start_slots)?,
+        info: node_info(&data, sandbox_mib, args.start_slots)?,
         control: control.clone(),
         workshop: host.clone(),
         sandboxes: data.join("sandboxes"),
@@ -203,7 +204,7 @@ fn lock(data: &Path) -> anyhow::Result<File> {
     }
 }
 
-fn node_info(data: &Path, memory: u64, loaded: u64, start_slots: Option<u32>) -> anyhow::Result<NodeInfo> {
+fn node_info(data: &Path, memory_mib: u64, start_slots: Option<u32>) -> anyhow::Result<NodeInfo> {
     let path = data.join("node.id");
     let known = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<NodeId>().ok());
     let id = match known {
@@ -217,13 +218,27 @@ fn node_info(data: &Path, memory: u64, loaded: u64, start_slots: Option<u32>) ->
     let cores = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
     Ok(NodeInfo {
         id,
-        // What loaded snapshots may take is never promised to a sandbox.
-        memory_mib: (memory * 9 / 10).saturating_sub(loaded),
+        memory_mib,
         overhead_mib: OVERHEAD_MIB,
         start_slots: start_slots.unwrap_or(cores),
         // More processors than the host has only slow a guest down.
         max_cpus: cores,
     })
+}
+
+/// MiB that sandboxes may reserve on a machine of `memory` MiB: what loaded snapshots may take is never promised to one.
+fn sandbox_memory(memory: u64, loaded: u64) -> anyhow::Result<u64> {
+    let ours = memory * 9 / 10;
+    let left = ours.saturating_sub(loaded);
+    let least = u64::from(Limits::default().min_memory_mib) + OVERHEAD_MIB;
+    if left < least {
+        bail!(
+            "--snapshot-memory: {loaded} MiB for loaded snapshots leave {left} of {ours} MiB for sandboxes, and the \
+             smallest takes {least} MiB: choose less than {} MiB",
+            (ours + 1).saturating_sub(least)
+        );
+    }
+    Ok(left)
 }
 
 fn memory_mib() -> anyhow::Result<u64> {
@@ -262,5 +277,18 @@ fn forget_pointer(path: Option<&Path>, key_file: &Path) {
         && pointer.key_file == key_file
     {
         let _ = std::fs::remove_file(path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loaded_snapshots_leave_room_for_a_sandbox() {
+        assert_eq!(sandbox_memory(1000, 250).unwrap(), 650);
+        assert_eq!(sandbox_memory(1000, 740).unwrap(), 160);
+        let error = sandbox_memory(1000, 741).unwrap_err().to_string();
+        assert!(error.starts_with("--snapshot-memory: 741 MiB") && error.ends_with("less than 741 MiB"), "{error}");
     }
 }

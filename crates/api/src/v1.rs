@@ -233,6 +233,9 @@ pub struct Exec {
     pub outcome: Option<Outcome>,
     /// What `tartarus exec` exits with.
     pub exit_status: Option<i32>,
+    /// It runs code in the template's runner, and `command` are the arguments.
+    #[serde(skip_serializing_if = "is_false", default)]
+    pub has_code: bool,
 }
 
 /// Sends a signal to the command, and to what it started in its process group.

@@ -115,21 +115,22 @@ impl Olympus {
     /// Deletes what the node keeps of a sandbox whose record is gone; in a task of its own, so that a client that goes
     /// away stops nothing. The node refuses while it still has hands on the sandbox, which is for moments only: it hears
     /// of the end on record from the answer to its report.
-    fn forget(&self, sandbox: SandboxId) -> JoinHandle<()> {
+    ///
+    /// The error says why it stays. Without a node nothing is lost: that deletes what is not on record when it starts.
+    fn forget(&self, sandbox: SandboxId) -> JoinHandle<Result<(), Refusal>> {
         let node = self.node.get().cloned();
         tokio::spawn(async move {
-            let Some(node) = node else { return };
+            let Some(node) = node else { return Ok(()) };
             for pause_ms in [50, 200, 1000, 5000] {
                 match node.forget(&sandbox).await {
-                    Ok(()) => return,
-                    Err(refusal) if refusal.code == ErrorCode::NotFound => return,
+                    Ok(()) => return Ok(()),
+                    Err(refusal) if refusal.code == ErrorCode::NotFound => return Ok(()),
                     Err(refusal) => tracing::debug!(%sandbox, "its logs are not deleted yet: {refusal}"),
                 }
                 tokio::time::sleep(Duration::from_millis(pause_ms)).await;
             }
-            if let Err(refusal) = node.forget(&sandbox).await {
-                tracing::warn!(%sandbox, "its logs stay on the node: {refusal}");
-            }
+            let last = node.forget(&sandbox).await;
+            last.inspect_err(|refusal| tracing::warn!(%sandbox, "its logs stay on the node: {refusal}"))
         })
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use hades::store::{ImageRecord, KernelRecord, Retention, TemplateRecord};
-use tartarus_api::node::{Node, NodeUsage};
+use tartarus_api::node::{ControlPlane, Node, NodeUsage};
 use tartarus_api::v1::{DiskUsage, Logs, Prune, Pruned, PrunedFile, StoredFile};
 use tartarus_types::{ErrorCode, Refusal, SandboxId, Timestamp};
 
@@ -20,6 +20,9 @@ const EVERY: Duration = Duration::from_secs(300);
 /// Before another look when the store failed.
 const RETRY: Duration = Duration::from_secs(10);
 
+/// Sandboxes whose logs could not be deleted, and why.
+type Stay = BTreeMap<SandboxId, Refusal>;
+
 /// What is on record, for judging files.
 #[derive(Debug, Default)]
 struct OnRecord {
@@ -28,7 +31,7 @@ struct OnRecord {
     templates: Vec<TemplateRecord>,
     /// Digests of images and kernels of sandboxes that have not ended.
     running: BTreeSet<String>,
-    /// Sandboxes that are kept no longer.
+    /// Sandboxes that are kept no longer, and such as have logs only.
     expired: BTreeSet<SandboxId>,
 }
 
@@ -117,7 +120,8 @@ impl Olympus {
     /// What takes how much space.
     pub(crate) async fn disk_usage(&self) -> Result<DiskUsage, Refusal> {
         let node = self.node()?.usage().await?;
-        let record = self.on_record(self.ended_before(None)).await?;
+        let mut record = self.on_record(self.ended_before(None)).await?;
+        record.expired.extend(self.orphans(&node).await?);
         Ok(DiskUsage { database: self.database_bytes(), min_free: self.disk.min_free(), ..usage(&node, &record) })
     }
 
@@ -137,13 +141,20 @@ impl Olympus {
         let rule = self.ended_before(wanted.older_than_ms);
         let mut pruned = Pruned { dry_run: wanted.dry_run, ..Pruned::default() };
         if wanted.logs.unwrap_or(true) {
-            let logs: BTreeMap<SandboxId, u64> = node.usage().await?.logs.into_iter().collect();
-            let gone = match wanted.dry_run {
-                true => self.store.expired(rule, u32::MAX).await.map_err(refuse)?,
+            let usage = node.usage().await?;
+            let orphans = self.orphans(&usage).await?;
+            let (mut gone, mut stay) = match wanted.dry_run {
+                true => (self.store.expired(rule, u32::MAX).await.map_err(refuse)?, Stay::new()),
                 false => self.forget_ended(rule).await?,
             };
             pruned.sandboxes = gone.len() as u64;
-            pruned.log_bytes = gone.iter().filter_map(|id| logs.get(id)).sum();
+            if !wanted.dry_run {
+                stay.extend(self.delete_logs(&orphans).await);
+            }
+            gone.extend(orphans);
+            let logs: BTreeMap<SandboxId, u64> = usage.logs.into_iter().collect();
+            pruned.log_bytes = gone.iter().filter(|id| !stay.contains_key(id)).filter_map(|id| logs.get(id)).sum();
+            pruned.left.extend(stay.into_iter().map(|(id, refusal)| format!("logs of {id}: {refusal}")));
         }
         if wanted.images.unwrap_or(true) {
             // Whoever imports is about to record a file that nothing uses yet.
@@ -186,27 +197,41 @@ impl Olympus {
         Ok(())
     }
 
+    /// Sandboxes of which the node has logs, and that are not on record: their deletion was cut short. The logs were
+    /// listed before the records are looked at, so that no new sandbox is among them.
+    async fn orphans(&self, node: &NodeUsage) -> Result<Vec<SandboxId>, Refusal> {
+        let logs: Vec<SandboxId> = node.logs.iter().map(|(id, _)| id.clone()).collect();
+        let known: BTreeSet<SandboxId> = ControlPlane::on_record(self, &logs).await?.into_iter().collect();
+        Ok(logs.into_iter().filter(|id| !known.contains(id)).collect())
+    }
+
     /// Deletes the records of what is kept no longer, then their logs: should we be killed in between, the node deletes
-    /// logs that are not on record when it starts.
-    async fn forget_ended(&self, rule: Retention) -> Result<Vec<SandboxId>, Refusal> {
-        let mut all = Vec::new();
+    /// logs that are not on record when it starts. Tells which records are gone, and whose logs are not.
+    async fn forget_ended(&self, rule: Retention) -> Result<(Vec<SandboxId>, Stay), Refusal> {
+        let (mut all, mut stay) = (Vec::new(), Stay::new());
         loop {
             let expired = self.store.expired(rule, BATCH).await.map_err(refuse)?;
             let gone = self.store.forget(&expired).await.map_err(refuse)?;
             if gone.is_empty() {
-                return Ok(all);
+                return Ok((all, stay));
             }
-            for id in &gone {
-                let Ok(node) = self.node() else { continue };
-                match node.forget(id).await {
-                    Err(refusal) if refusal.code != ErrorCode::NotFound => {
-                        tracing::warn!(sandbox = %id, "its logs stay on the node until it starts again: {refusal}");
-                    }
-                    Ok(()) | Err(_) => {}
-                }
-            }
+            stay.extend(self.delete_logs(&gone).await);
             all.extend(gone);
         }
+    }
+
+    /// Deletes logs, some beside each other, since each may have to wait for the node. Tells which stay.
+    async fn delete_logs(&self, sandboxes: &[SandboxId]) -> Stay {
+        let mut stay = Stay::new();
+        for some in sandboxes.chunks(BATCH as usize) {
+            let deleting: Vec<_> = some.iter().map(|id| (id, self.forget(id.clone()))).collect();
+            for (id, deleting) in deleting {
+                if let Err(refusal) = deleting.await.unwrap_or_else(|error| Err(Refusal::internal(error))) {
+                    stay.insert(id.clone(), refusal);
+                }
+            }
+        }
+        stay
     }
 
     /// Forgets what ended too long ago, and what is too much. Never returns.
@@ -214,7 +239,7 @@ impl Olympus {
         loop {
             let rule = Retention { newest: self.settings.retain_count, ..self.ended_before(None) };
             let pause = match self.forget_ended(rule).await {
-                Ok(gone) => {
+                Ok((gone, _)) => {
                     if !gone.is_empty() {
                         tracing::info!(sandboxes = gone.len(), "forgotten: they ended too long ago, or are too many");
                     }

@@ -79,7 +79,8 @@ fn phases(accepted: Timestamp, ended: Option<Timestamp>, progress: &Progress) ->
 /// A command in a sandbox.
 pub(crate) fn exec(sandbox: &SandboxId, spec: ExecSpec, outcome: Option<Outcome>) -> Exec {
     let exit_status = outcome.as_ref().map(Outcome::exit_status);
-    Exec { id: spec.id, sandbox: sandbox.clone(), command: spec.command, outcome, exit_status }
+    let has_code = spec.code.is_some();
+    Exec { id: spec.id, sandbox: sandbox.clone(), command: spec.command, outcome, exit_status, has_code }
 }
 
 /// An image.

@@ -32,7 +32,8 @@ pub(super) async fn given(args: CodeArgs, interactive: bool) -> anyhow::Result<O
         return Err(Refusal::field("code_file", format!("has more than {MOST} bytes: pass data with -i")).into());
     }
     let text = String::from_utf8(bytes).map_err(|_| Refusal::field("code_file", "is not UTF-8 text"))?;
-    Ok(Some(text))
+    // Some editors put a mark in front that no language takes.
+    Ok(Some(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text)))
 }
 
 async fn read(file: tokio::fs::File) -> std::io::Result<Vec<u8>> {
@@ -54,6 +55,8 @@ mod tests {
             CodeArgs { code_file: Some(path), ..CodeArgs::default() }
         };
         assert_eq!(given(file("a.py", b"print(1)\n"), true).await.unwrap().as_deref(), Some("print(1)\n"));
+        let marked = file("m.py", b"\xef\xbb\xbfprint(1)\n");
+        assert_eq!(given(marked, true).await.unwrap().as_deref(), Some("print(1)\n"));
         assert_eq!(given(CodeArgs::default(), true).await.unwrap(), None);
         let dash = || CodeArgs { code_file: Some("-".into()), ..CodeArgs::default() };
         let absent = || CodeArgs { code_file: Some("/absent.py".into()), ..CodeArgs::default() };

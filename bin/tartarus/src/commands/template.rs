@@ -66,7 +66,9 @@ async fn create(args: TemplateArgs, progress: bool) -> Result<ExitCode, Failed> 
     let mut signals = Signals::listen()?;
     let asked = signals.or(client.make_template(&wanted)).await;
     let (mut template, made_here) = asked.map_err(|signal| Failed::Told(signal.exit_code()))??;
-    if !detach {
+    if detach {
+        tell_missing(&template, true);
+    } else {
         match made(&client, &template, progress, &mut signals).await? {
             Some(whole) => template = whole,
             None => {
@@ -122,12 +124,20 @@ async fn made(
         }
     }
     let template = client.template(name).await?;
-    for snapshot in template.snapshots.iter().filter(|snapshot| snapshot.state != SnapshotState::Ready) {
-        let why = snapshot.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
-        let (size, state) = (shape(snapshot.shape), snapshot.state.as_str());
-        note(&format!("{name} has no snapshot for {size} yet ({state}){why}; until then its sandboxes boot"));
-    }
+    tell_missing(&template, false);
     Ok(Some(template))
+}
+
+/// Tells which snapshots are not there; those that are being made only where nobody `expects` them to be.
+fn tell_missing(template: &Template, expects: bool) {
+    use SnapshotState::{Building, Outdated, Ready};
+    let told = |state| state != Ready && !(expects && state == Building);
+    for snapshot in template.snapshots.iter().filter(|snapshot| told(snapshot.state)) {
+        let why = snapshot.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+        let (name, size, state) = (&template.name, shape(snapshot.shape), snapshot.state.as_str());
+        let until = if snapshot.state == Outdated { "start from the old one" } else { "boot" };
+        note(&format!("{name} has no snapshot for {size} yet ({state}){why}; until then its sandboxes {until}"));
+    }
 }
 
 async fn rebuild(names: Vec<String>, all: bool, detach: bool, progress: bool) -> Result<ExitCode, Failed> {
@@ -149,8 +159,10 @@ async fn rebuild(names: Vec<String>, all: bool, detach: bool, progress: bool) ->
             }
         }
     }
-    if !detach {
-        for template in asked {
+    for template in asked {
+        if detach {
+            tell_missing(&template, true);
+        } else {
             failed |= made(&client, &template, progress, &mut signals).await?.is_none();
         }
     }

@@ -84,7 +84,7 @@ pub struct Pruned {
     pub dry_run: bool,
     /// Sandboxes that had ended.
     pub sandboxes: u64,
-    /// Bytes of their logs.
+    /// Bytes of their logs, and of logs of sandboxes that are not on record.
     pub log_bytes: u64,
     /// Images.
     pub images: Vec<PrunedFile>,
@@ -107,7 +107,7 @@ impl Pruned {
 
     /// There is nothing to delete.
     pub fn is_nothing(&self) -> bool {
-        self.count() == 0
+        self.count() == 0 && self.bytes == 0
     }
 }
 

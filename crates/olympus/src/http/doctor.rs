@@ -38,19 +38,30 @@ fn check(found: &[(&str, SnapshotState)]) -> Option<Check> {
         n => Some(format!("{n} {}", state.as_str())),
     };
     let counts = [Ready, Building, Missing, Failed, Outdated, Unusable].into_iter().filter_map(count);
-    let mut wrong: Vec<&str> =
-        found.iter().filter(|(_, state)| !matches!(state, Ready | Building)).map(|(name, _)| *name).collect();
-    wrong.dedup();
-    let advice = wrong.first().map(|name| {
-        let others = if wrong.len() > 1 { format!(" (and of {} more)", wrong.len() - 1) } else { String::new() };
+    let named = |wrong: &dyn Fn(SnapshotState) -> bool| {
+        let mut names: Vec<&str> = found.iter().filter(|(_, state)| wrong(*state)).map(|(name, _)| *name).collect();
+        names.dedup();
+        let name = *names.first()?;
+        let others = if names.len() > 1 { format!(" (and of {} more)", names.len() - 1) } else { String::new() };
+        Some((name, others))
+    };
+    let cold = named(&|state| matches!(state, Missing | Failed | Unusable)).map(|(name, others)| {
         format!(
             "sandboxes of {name}{others} boot cold; `tartarus template inspect {name}` tells why, `tartarus template \
-                 rebuild {name}` makes them anew"
+             rebuild {name}` makes them anew"
         )
     });
+    let old = named(&|state| state == Outdated).map(|(name, others)| {
+        format!(
+            "sandboxes of {name}{others} start from a snapshot that is outdated; `tartarus template inspect {name}` \
+             tells why, `tartarus template rebuild {name}` makes it anew"
+        )
+    });
+    let lines: Vec<String> = cold.into_iter().chain(old).collect();
+    let advice = (!lines.is_empty()).then(|| lines.join("\n"));
     Some(Check {
         name: "snapshots".to_owned(),
-        status: if wrong.is_empty() { Status::Ok } else { Status::Warn },
+        status: if advice.is_none() { Status::Ok } else { Status::Warn },
         found: counts.collect::<Vec<_>>().join(", "),
         advice,
     })
@@ -62,12 +73,15 @@ mod tests {
 
     #[test]
     fn what_needs_somebody_is_named() {
-        use SnapshotState::{Building, Failed, Ready};
+        use SnapshotState::{Building, Failed, Outdated, Ready};
         assert_eq!(check(&[]), None);
         let fine = check(&[("a", Ready), ("a", Building)]).unwrap();
         assert_eq!((fine.status, fine.found.as_str(), fine.advice), (Status::Ok, "1 ready, 1 building", None));
         let wrong = check(&[("a", Ready), ("b", Failed), ("b", Failed), ("c", Failed)]).unwrap();
         assert_eq!((wrong.status, wrong.found.as_str()), (Status::Warn, "1 ready, 3 failed"));
         assert!(wrong.advice.unwrap().contains("sandboxes of b (and of 1 more) boot cold"));
+        let old = check(&[("a", Outdated)]).unwrap();
+        let advice = old.advice.unwrap();
+        assert!(old.status == Status::Warn && advice.contains("sandboxes of a start from") && !advice.contains("cold"));
     }
 }

@@ -34,6 +34,8 @@ pub(crate) struct FakeNode {
     pub(crate) deaf: Mutex<bool>,
     pub(crate) removed_snapshots: Mutex<Vec<String>>,
     pub(crate) usage: Mutex<NodeUsage>,
+    /// It has hands on this one for ever.
+    pub(crate) holds: Mutex<Option<SandboxId>>,
 }
 
 #[async_trait]
@@ -115,6 +117,9 @@ impl Node for FakeNode {
     }
 
     async fn forget(&self, sandbox: &SandboxId) -> Result<(), Refusal> {
+        if self.holds.lock().unwrap().as_ref() == Some(sandbox) {
+            return Err(Refusal::new(ErrorCode::Busy, "it is being put away"));
+        }
         self.forgotten.lock().unwrap().push(sandbox.clone());
         Ok(())
     }

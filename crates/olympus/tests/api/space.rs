@@ -7,7 +7,7 @@ use olympus::Settings;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tartarus_api::node::NodeUsage;
-use tartarus_types::TemplateSpec;
+use tartarus_types::{SandboxId, TemplateSpec};
 
 use crate::support::{Bench, IMAGE, KERNEL, problem, settings};
 
@@ -93,6 +93,25 @@ async fn what_nothing_needs_is_told_and_deleted() {
     assert_eq!(bench.node.removed_snapshots.lock().unwrap().len(), 2);
     let typo = bench.send(Method::POST, "/v1/prune", Some(json!({"dryrun": true}))).await;
     assert_eq!(problem(typo).await.1.as_deref(), Some("dryrun"));
+}
+
+#[tokio::test]
+async fn logs_that_stay_are_told_and_logs_of_nobody_go() {
+    let bench = Bench::start().await;
+    let attempt = bench.running().await;
+    bench.end(&attempt, 0).await;
+    let (old, nobody) = (attempt.sandbox, SandboxId::random());
+    let logs = vec![(old.clone(), 5000), (nobody.clone(), 300)];
+    *bench.node.usage.lock().unwrap() = NodeUsage { logs, ..NodeUsage::default() };
+    assert_eq!(bench.get("/v1/df").await["logs"]["reclaimable"], 300);
+    let dry = bench.expect(Method::POST, "/v1/prune", Some(json!({"dry_run": true})), 200).await;
+    assert_eq!((&dry["sandboxes"], &dry["log_bytes"]), (&json!(0), &json!(300)));
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    *bench.node.holds.lock().unwrap() = Some(old.clone());
+    let done = bench.expect(Method::POST, "/v1/prune", Some(json!({"older_than_ms": 10})), 200).await;
+    assert_eq!((&done["sandboxes"], &done["log_bytes"]), (&json!(1), &json!(300)));
+    assert!(done["left"][0].as_str().unwrap().starts_with(&format!("logs of {old}: ")), "{done}");
+    assert_eq!(*bench.node.forgotten.lock().unwrap(), [nobody]);
 }
 
 #[tokio::test]
