@@ -380,6 +380,12 @@ impl Bases {
         self.keeper.quit().await;
     }
 
+    /// Leaves the keeper as it is, for the next agent: call it before what is held for machines that run on is let go of,
+    /// or those that were removed meanwhile are lost to them. Afterwards bases work as without a keeper.
+    pub async fn leave(&self) {
+        self.keeper.leave().await;
+    }
+
     /// Every base that takes memory: its name, its size in bytes, whether it is in use.
     pub fn loaded(&self) -> Vec<(String, u64, bool)> {
         self.shelf.with(|state| {

@@ -33,6 +33,7 @@ enum Job {
     Put(Key, Arc<OwnedFd>, oneshot::Sender<()>),
     Drop(Vec<Key>, oneshot::Sender<()>),
     Quit(oneshot::Sender<()>),
+    Leave(oneshot::Sender<()>),
 }
 
 /// Speaks to the keeper. The task behind it ends with the last of its clones.
@@ -67,6 +68,14 @@ impl Keeping {
     pub(super) async fn drop(&self, keys: Vec<Key>) {
         let (answer, wait) = oneshot::channel();
         if !keys.is_empty() && self.jobs.send(Job::Drop(keys, answer)).await.is_ok() {
+            let _ = wait.await;
+        }
+    }
+
+    /// Ends this line and leaves the keeper as it is.
+    pub(super) async fn leave(&self) {
+        let (answer, wait) = oneshot::channel();
+        if self.jobs.send(Job::Leave(answer)).await.is_ok() {
             let _ = wait.await;
         }
     }
@@ -120,6 +129,10 @@ impl Task {
                 },
             };
             let Some(job) = job else { return };
+            if let Job::Leave(done) = job {
+                let _ = done.send(());
+                return;
+            }
             if let Job::Quit(done) = job {
                 if let Some(Err(e)) = async { Some(self.connection.take()?.quit().await) }.await {
                     tracing::warn!(error = %e, "the keeper does not end; it will by itself");
@@ -263,8 +276,8 @@ async fn carry_out(connection: &Connection, job: Job) -> io::Result<()> {
             }
             let _ = answer.send(());
         }
-        // Ends the line itself: see `Task::run`.
-        Job::Quit(_) => {}
+        // They end the line itself: see `Task::run`.
+        Job::Quit(_) | Job::Leave(_) => {}
     }
     Ok(())
 }
