@@ -146,6 +146,9 @@ async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
     }
     tracing::info!("stopping");
     // The node first: its sandboxes' ends are reported to a control plane that still answers.
+    if stop_mode == Stop::LeaveRunning {
+        host.leave().await;
+    }
     node_stop.cancel();
     node.await?;
     if stop_mode == Stop::EndSandboxes {

@@ -79,6 +79,11 @@ impl HostStore {
         }))
     }
 
+    /// Leaves loaded memory to the next agent, whose machines map it.
+    pub async fn leave(&self) {
+        self.bases.leave().await;
+    }
+
     /// Lets go of all loaded memory: nothing runs any more.
     pub async fn close(&self) {
         self.bases.close().await;
