@@ -329,8 +329,9 @@ fn seed() -> PathBuf {
     server.stop();
     let new = seed.with_extension("new");
     copy(&server.data, &new).unwrap();
-    // A lock on a linked file would be shared between servers.
+    // A lock on a linked file would be shared between servers, and so would the keeper's.
     std::fs::remove_file(new.join("lock")).unwrap();
+    std::fs::remove_dir_all(new.join("keeper")).unwrap();
     std::fs::rename(new, &seed).unwrap();
     seed
 }
