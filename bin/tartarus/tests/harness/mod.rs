@@ -229,8 +229,11 @@ impl Drop for Server {
             }
             return;
         }
-        if self.child.is_none() && !self.processes().is_empty() {
-            // A test that left machines running has its server put them away.
+        if self.args.iter().any(|a| a == "--leave-running") {
+            self.stop();
+        }
+        if self.child.is_none() && !self.all_processes().is_empty() {
+            // A test that left machines running, or their shared memory, has its server put them away.
             self.args.retain(|a| a != "--leave-running");
             self.spawn();
         }
