@@ -1,4 +1,4 @@
-//! What this host has: images, kernels, empty disks, drivers. The real [`Workshop`].
+//! What this host has: images, kernels, empty disks, golden snapshots, drivers; `workbench` makes machines of them.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

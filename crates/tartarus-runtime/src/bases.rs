@@ -148,7 +148,7 @@ struct State {
 }
 
 impl State {
-    /// Everything that takes memory, as [`evict`] wants it.
+    /// Everything that takes memory, as [`evict()`] wants it.
     fn all(&self) -> Vec<Loaded<Option<Key>>> {
         let loaded = self.loaded.iter().map(|(key, slot)| {
             // Handed out under this state's lock only, so that one holder means: nobody else, and nobody comes.
