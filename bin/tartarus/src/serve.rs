@@ -100,6 +100,7 @@ async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
         program: "/proc/self/exe".into(),
         agent: AGENT,
         loaded_limit: loaded_mib.saturating_mul(tartarus_types::MIB),
+        clock: now,
     };
     let host = HostStore::open(&data, options).await?;
     let agent = Agent::open(Parts {
@@ -145,10 +146,11 @@ async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
         bail!("the {part} ended by itself ({ended:?}); sandboxes go on running, the next start takes them over");
     }
     tracing::info!("stopping");
-    // The node first: its sandboxes' ends are reported to a control plane that still answers.
     if stop_mode == Stop::LeaveRunning {
+        // Before its sandboxes' tasks let go of the memory that their machines map.
         host.leave().await;
     }
+    // The node first: its sandboxes' ends are reported to a control plane that still answers.
     node_stop.cancel();
     node.await?;
     if stop_mode == Stop::EndSandboxes {

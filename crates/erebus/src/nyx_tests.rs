@@ -46,7 +46,7 @@ fn which(snapshot: &Snapshot) -> u8 {
     bytes.clear();
     snapshot.open_memory().unwrap().read_to_end(&mut bytes).unwrap();
     assert!(bytes == [which; 10_000]);
-    assert_eq!(Digest::of(&bytes).bytes(), snapshot.memory_digest());
+    assert_eq!(Digest::of(&bytes), snapshot.memory_digest());
     let layer = fs::File::open(snapshot.layer_checked().unwrap()).unwrap();
     let mut block = [0; 4096];
     layer.read_exact_at(&mut block, 8192).unwrap();
@@ -355,7 +355,7 @@ fn an_altered_file_is_never_used() {
     write("memory", 0, b"x");
     let mut bytes = Vec::new();
     found.open_memory().unwrap().read_to_end(&mut bytes).unwrap();
-    assert_ne!(Digest::of(&bytes).bytes(), found.memory_digest());
+    assert_ne!(Digest::of(&bytes), found.memory_digest());
     for name in ["memory", "state", "layer"] {
         fs::remove_file(snapshot.folder().join(name)).unwrap();
         symlink("/etc/passwd", snapshot.folder().join(name)).unwrap();

@@ -14,9 +14,18 @@ const ASSIGNMENT: &str = "assignment.json";
 const BEGUN: &str = "begun";
 const OUTCOME: &str = "outcome.json";
 const PROGRESS: &str = "progress.json";
-const RESTORED: &str = "restored";
+const RESTORED: &str = "restored.json";
 const SAVING: &str = "saving";
 const PAUSES: &str = "pauses.json";
+
+/// What a machine was restored from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RestoredFrom {
+    /// The snapshot's name.
+    pub(crate) golden: String,
+    /// The memory that the machine maps, also when the snapshot is another by now.
+    pub(crate) memory: String,
+}
 
 /// How long a sandbox has stood still: its limits do not count that time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,9 +118,8 @@ impl Home {
         make_dir(&self.dir)
     }
 
-    /// Writes the assignment: from here on a restarted agent knows of it.
+    /// Writes the assignment into the folder: from here on a restarted agent knows of it.
     pub(crate) fn create(&self, assignment: &Assignment) -> io::Result<()> {
-        make_dir(&self.dir)?;
         write_json(&self.dir.join(ASSIGNMENT), assignment)?;
         self.dir.parent().map_or(Ok(()), |root| File::open(root)?.sync_all())
     }
@@ -129,9 +137,9 @@ impl Home {
         self.dir.join(BEGUN).exists()
     }
 
-    /// Its machine came from this snapshot. Not synced: no machine outlives a power cut.
-    pub(crate) fn mark_restored(&self, from: &str) -> io::Result<()> {
-        fs::write(self.dir.join(RESTORED), from)
+    /// Its machine comes from this snapshot. Not synced: no machine outlives a power cut.
+    pub(crate) fn mark_restored(&self, from: &RestoredFrom) -> io::Result<()> {
+        fs::write(self.dir.join(RESTORED), serde_json::to_vec(from)?)
     }
 
     /// A snapshot is made of its machine, which nobody may use for anything else from then on.
@@ -143,9 +151,9 @@ impl Home {
         self.dir.join(SAVING).exists()
     }
 
-    /// The snapshot that its machine came from, as it was marked.
-    pub(crate) fn restored(&self) -> Option<String> {
-        fs::read_to_string(self.dir.join(RESTORED)).ok()
+    /// The snapshot that its machine came from.
+    pub(crate) fn restored(&self) -> Option<RestoredFrom> {
+        read_json(&self.dir.join(RESTORED)).ok().flatten()
     }
 
     pub(crate) fn put_progress(&self, progress: &Progress) -> io::Result<()> {

@@ -5,18 +5,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use blobs::BlobStore;
+use blobs::{BlobStore, Digest};
 use erebus::disk_usage;
 use erebus::kernels::KernelStore;
 use erebus::lethe::Layers;
 use erebus::nyx::Snapshots;
-use sha2::{Digest, Sha256};
 use tartarus_api::doctor::{Check, DoctorReport, Status};
 use tartarus_api::node::{ByteStream, ImageMade, KernelMade, NodeUsage, SnapshotInfo};
 use tartarus_runtime::Driver;
 use tartarus_runtime::bases::Bases;
 use tartarus_runtime::supervisor::Program;
-use tartarus_types::{MIB, Refusal};
+use tartarus_types::{MIB, Refusal, Timestamp};
 use tokio_util::io::StreamReader;
 
 use crate::choice::{Chooser, Chosen, Wanted};
@@ -37,6 +36,8 @@ pub struct HostOptions {
     pub agent: &'static [u8],
     /// Memory that loaded golden snapshots may take together, bytes.
     pub loaded_limit: u64,
+    /// The time.
+    pub clock: fn() -> Timestamp,
 }
 
 /// Images, kernels, layers, golden snapshots and drivers of this host.
@@ -48,6 +49,7 @@ pub struct HostStore {
     pub(crate) snapshots: Snapshots,
     pub(crate) bases: Bases,
     loaded_limit: u64,
+    clock: fn() -> Timestamp,
     pub(crate) chooser: Chooser,
     agent: &'static [u8],
     agent_digest: String,
@@ -61,7 +63,7 @@ impl HostStore {
     /// # Errors
     /// When they cannot be made or read.
     pub async fn open(root: &Path, options: HostOptions) -> Result<Arc<Self>, Refusal> {
-        let HostOptions { wanted, program, agent, loaded_limit } = options;
+        let HostOptions { wanted, program, agent, loaded_limit, clock } = options;
         let role = |name: &str| Program(vec![program.clone(), name.into()]);
         let bases = Bases::open(&root.join("keeper"), role("keep"), loaded_limit).await.map_err(Refusal::internal)?;
         Ok(Arc::new(Self {
@@ -72,11 +74,16 @@ impl HostStore {
             snapshots: Snapshots::open(root.join("snapshots"))?,
             bases,
             loaded_limit,
+            clock,
             chooser: Chooser::new(root.join("probe"), wanted, role("supervise")).map_err(Refusal::internal)?,
             agent,
-            agent_digest: hex(&Sha256::digest(agent)),
+            agent_digest: Digest::of(agent).hex(),
             distrust: Mutex::default(),
         }))
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        (self.clock)()
     }
 
     /// Leaves loaded memory to the next agent, whose machines map it.
@@ -139,8 +146,9 @@ impl HostStore {
             }
         };
         let here = driver.fingerprint();
-        let mut usable = self.goldens();
-        usable.retain(|g| g.about.kernel == kernel && g.about.unusable(&here).is_none());
+        let goldens = self.goldens().await.unwrap_or_default().into_iter().map(|(golden, _)| golden);
+        let fits = |g: &Golden| g.about.kernel == kernel && g.about.unusable(&here).is_none();
+        let mut usable: Vec<Golden> = goldens.filter(fits).collect();
         usable.sort_by_key(|g| std::cmp::Reverse(g.snapshot.created_at()));
         let mut room = self.loaded_limit;
         for golden in usable {
@@ -163,22 +171,22 @@ impl HostStore {
     pub(crate) async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, Refusal> {
         let loaded = self.bases.loaded();
         let mut infos = Vec::new();
-        for listed in self.snapshots.list()? {
-            // One that cannot even be read is nobody's: the usage has its name.
-            let Ok(Some(Golden { snapshot, about })) = self.golden(&listed.golden) else { continue };
+        // One that cannot even be read is nobody's: the usage has its name.
+        for (Golden { snapshot, about }, bytes) in self.goldens().await? {
+            let golden = snapshot.golden().to_owned();
             let unusable = match self.choose(&about.kernel, false).await {
                 Ok((driver, _)) => about.unusable(&driver.fingerprint()),
                 Err(e) => Some(e.why),
             };
             infos.push(SnapshotInfo {
-                unusable: unusable.or_else(|| self.distrusted(&listed.golden)),
+                unusable: unusable.or_else(|| self.distrusted(&golden)),
                 outdated: about.outdated(&self.agent_digest),
-                loaded: loaded.iter().any(|(name, ..)| *name == listed.golden),
-                golden: listed.golden,
+                loaded: loaded.iter().any(|(name, ..)| *name == golden),
+                golden,
                 template: about.template,
                 shape: about.shape,
                 created_at: snapshot.created_at(),
-                bytes: listed.bytes,
+                bytes,
                 layer_bytes: snapshot.layer_data_bytes(),
             });
         }
@@ -267,10 +275,6 @@ impl HostStore {
         checks.push(Check { name: "driver".to_owned(), status, found: format!("{driver}: {why}"), advice });
         Ok(DoctorReport { driver, why, checks })
     }
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 pub(crate) async fn blocking<T: Send + 'static, E: Into<Refusal> + Send + 'static>(

@@ -3,44 +3,53 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
+use blobs::Digest;
 use erebus::lethe::{LayerFormat, Layers, copy_layer};
-use erebus::nyx::Snapshot;
+use erebus::nyx::{Listed, Snapshot, Snapshots};
 use tartarus_runtime::bases::{Base, BaseError};
 use tartarus_runtime::{DiskFormat, Driver, Layer, Machine, Restore, Vm};
-use tartarus_types::{MIB, Refusal, SandboxSpec, Shape, SnapshotUse, Timestamp};
+use tartarus_types::{MIB, Refusal, SandboxSpec, Shape, SnapshotUse};
 
 use crate::golden::{self, About};
-use crate::store::{HostStore, blocking, hex};
+use crate::store::{HostStore, blocking};
 use crate::workshop::{CannotStart, Hold, Ready, Start, Workshop};
 
 /// The layer's file in a machine's folder.
 const LAYER: &str = "layer";
 
-/// Why a snapshot that fits was not used.
+/// Why a sandbox does not start from a snapshot.
 struct NotRestored {
     why: String,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// There is none that fits and may be used.
+    None,
     /// It is damaged, and will be the next time.
-    damaged: bool,
+    Damaged,
+    /// It could not be loaded now.
+    Passing,
 }
 
 impl NotRestored {
-    fn passing(why: impl std::fmt::Display) -> Self {
-        Self { why: why.to_string(), damaged: false }
+    fn new(kind: Kind, why: impl std::fmt::Display) -> Self {
+        Self { why: why.to_string(), kind }
     }
 }
 
 impl From<BaseError> for NotRestored {
     fn from(e: BaseError) -> Self {
-        Self { why: e.to_string(), damaged: matches!(e, BaseError::Damaged { .. }) }
+        Self::new(if matches!(e, BaseError::Damaged { .. }) { Kind::Damaged } else { Kind::Passing }, e)
     }
 }
 
 impl From<erebus::ErebusError> for NotRestored {
     fn from(e: erebus::ErebusError) -> Self {
-        Self { why: e.to_string(), damaged: matches!(e, erebus::ErebusError::Unusable { .. }) }
+        Self::new(if matches!(e, erebus::ErebusError::Unusable { .. }) { Kind::Damaged } else { Kind::Passing }, e)
     }
 }
 
@@ -50,15 +59,11 @@ pub(crate) struct Golden {
     pub(crate) about: About,
 }
 
-fn unhex(text: &str) -> Option<[u8; 32]> {
-    let digits = |at: usize| text.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
-    let bytes: Vec<u8> = (0..64).step_by(2).map_while(digits).collect();
-    bytes.try_into().ok().filter(|_| text.len() == 64)
-}
-
-fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+/// The golden snapshot of a name. Reads a manifest: for a moment.
+fn golden_of(snapshots: &Snapshots, name: &str) -> Result<Option<Golden>, String> {
+    let Some(snapshot) = snapshots.get(name).map_err(|e| e.to_string())? else { return Ok(None) };
+    let about = snapshot.meta().map_err(|e| e.to_string())?;
+    Ok(Some(Golden { snapshot, about }))
 }
 
 fn shape(spec: &SandboxSpec) -> Shape {
@@ -66,26 +71,25 @@ fn shape(spec: &SandboxSpec) -> Shape {
 }
 
 impl HostStore {
-    /// The golden snapshots that can be read.
-    pub(crate) fn goldens(&self) -> Vec<Golden> {
-        let listed = self.snapshots.list().unwrap_or_default();
-        listed.into_iter().filter_map(|entry| self.golden(&entry.golden).ok().flatten()).collect()
-    }
-
-    /// The golden snapshot of a name.
-    pub(crate) fn golden(&self, name: &str) -> Result<Option<Golden>, String> {
-        let Some(snapshot) = self.snapshots.get(name).map_err(|e| e.to_string())? else { return Ok(None) };
-        let about = snapshot.meta().map_err(|e| e.to_string())?;
-        Ok(Some(Golden { snapshot, about }))
+    /// The golden snapshots that can be read, each with its bytes on disk.
+    pub(crate) async fn goldens(&self) -> Result<Vec<(Golden, u64)>, Refusal> {
+        let snapshots = self.snapshots.clone();
+        blocking(move || {
+            let readable = |listed: Listed| Some((golden_of(&snapshots, &listed.golden).ok()??, listed.bytes));
+            Ok::<_, Refusal>(snapshots.list()?.into_iter().filter_map(readable).collect())
+        })
+        .await
     }
 
     /// The snapshot that a sandbox starts from, or why there is none.
-    fn fitting(&self, spec: &SandboxSpec, driver: &dyn Driver) -> Result<Golden, String> {
-        let golden = golden::wanted(spec)?;
-        if let Some(why) = self.distrusted(golden) {
+    async fn fitting(&self, spec: &SandboxSpec, driver: &dyn Driver) -> Result<Golden, String> {
+        let name = golden::wanted(spec)?;
+        if let Some(why) = self.distrusted(name) {
             return Err(format!("the snapshot failed before: {why}"));
         }
-        let golden = self.golden(golden)?.ok_or_else(|| golden::missing(spec, &self.shapes_of(&spec.template)))?;
+        let Some(golden) = golden_of(&self.snapshots, name)? else {
+            return Err(golden::missing(spec, &self.shapes_of(&spec.template).await));
+        };
         match golden.about.unusable(&driver.fingerprint()) {
             Some(why) => Err(why),
             None => Ok(golden),
@@ -93,9 +97,10 @@ impl HostStore {
     }
 
     /// Sizes that there are snapshots for.
-    fn shapes_of(&self, template: &str) -> Vec<Shape> {
-        let of = self.goldens().into_iter().filter(|golden| golden.about.template == template);
-        let mut shapes: Vec<Shape> = of.map(|golden| golden.about.shape).collect();
+    async fn shapes_of(&self, template: &str) -> Vec<Shape> {
+        let all = self.goldens().await.unwrap_or_default().into_iter();
+        let of = all.filter(|(golden, _)| golden.about.template == template);
+        let mut shapes: Vec<Shape> = of.map(|(golden, _)| golden.about.shape).collect();
         shapes.sort_unstable();
         shapes.dedup();
         shapes
@@ -106,14 +111,14 @@ impl HostStore {
         let base = self.base(&from).await?;
         let snapshot = from.snapshot;
         let (golden, lease) = (snapshot.golden().to_owned(), snapshot.lease());
-        let digest = hex(&snapshot.memory_digest());
+        let digest = snapshot.memory_digest().hex();
         let target = dir.join(LAYER);
         let made = tokio::task::spawn_blocking(move || {
             let state = snapshot.state()?;
             let made = Layers::from_golden(&snapshot.layer_checked()?, &target)?;
             Ok::<_, erebus::ErebusError>((state, made.format))
         });
-        let (state, format) = made.await.map_err(NotRestored::passing)??;
+        let (state, format) = made.await.map_err(|e| NotRestored::new(Kind::Passing, e))??;
         let layer = Layer { path: dir.join(LAYER), format: disk_format(format) };
         let memory = Arc::clone(&**base);
         let from = Restore { memory, state };
@@ -138,9 +143,20 @@ impl HostStore {
     /// The memory of a snapshot, loaded and sealed.
     pub(crate) async fn base(&self, golden: &Golden) -> Result<Arc<Base>, BaseError> {
         let size = u64::from(golden.about.shape.memory_mib) * MIB;
-        let (source, digest) = (golden.snapshot.clone(), golden.snapshot.memory_digest());
+        let (source, digest) = (golden.snapshot.clone(), golden.snapshot.memory_digest().bytes());
         let open = move || source.open_memory().map_err(std::io::Error::other);
         self.bases.get(golden.snapshot.golden(), size, digest, open).await
+    }
+}
+
+/// Why a sandbox that must start from a snapshot cannot.
+fn required(spec: &SandboxSpec, NotRestored { why, kind }: &NotRestored) -> CannotStart {
+    match kind {
+        Kind::Passing => CannotStart::retry(format!("a snapshot is required, and it could not be loaded now: {why}")),
+        Kind::None | Kind::Damaged => {
+            let advice = format!("`tartarus template rebuild {}` makes one", spec.template);
+            CannotStart::never(format!("a snapshot is required: {why}; {advice}"))
+        }
     }
 }
 
@@ -158,34 +174,24 @@ impl Workshop for HostStore {
         let base = self.blobs.path(&spec.image).ok_or_else(gone)?;
         let (kernel, initramfs) = self.kernel(&spec.kernel).await?;
         let (driver, _) = self.choose(&spec.kernel, false).await?;
-        let restored = match self.fitting(spec, &*driver) {
-            Ok(golden) => {
-                let name = golden.snapshot.golden().to_owned();
-                let restored = self.restore(golden, dir).await;
-                if let Err(NotRestored { why, damaged: true }) = &restored {
-                    // It is not read again for each sandbox.
-                    self.put_distrust(&name, why);
-                }
-                restored.map_err(|e| (e.why, !e.damaged))
-            }
-            Err(why) => Err((why, false)),
+        let restored = match self.fitting(spec, &*driver).await {
+            Ok(golden) => self.restore(golden, dir).await,
+            Err(why) => Err(NotRestored::new(Kind::None, why)),
         };
         let (layer, start) = match restored {
             Ok(restored) => restored,
-            Err((why, true)) if spec.snapshot == SnapshotUse::Require => {
-                return Err(CannotStart::retry(format!(
-                    "a snapshot is required, and it could not be loaded now: {why}"
-                )));
-            }
-            Err((why, false)) if spec.snapshot == SnapshotUse::Require => {
-                let advice = format!("`tartarus template rebuild {}` makes one", spec.template);
-                return Err(CannotStart::never(format!("a snapshot is required: {why}; {advice}")));
-            }
-            Err((why, _)) => {
+            Err(not) => {
+                if let (Kind::Damaged, Some(golden)) = (not.kind, &spec.golden) {
+                    // It is not read again for each sandbox.
+                    self.put_distrust(golden, &not.why);
+                }
+                if spec.snapshot == SnapshotUse::Require {
+                    return Err(required(spec, &not));
+                }
                 // A restore that came half-way may have left its layer.
                 let _ = std::fs::remove_file(dir.join(LAYER));
                 let (layer, files) = self.cold_layer(spec, dir).await?;
-                (layer, Start::Cold { why, files })
+                (layer, Start::Cold { why: not.why, files })
             }
         };
         let Shape { cpus, memory_mib } = shape(spec);
@@ -209,7 +215,7 @@ impl Workshop for HostStore {
         let state = draft.create_state().map_err(CannotStart::retry)?;
         let memory = draft.create_memory().map_err(CannotStart::retry)?;
         vm.save(state, memory).await.map_err(CannotStart::retry)?;
-        let (layer, now) = (dir.join(LAYER), now());
+        let (layer, now) = (dir.join(LAYER), self.now());
         let kept = blocking(move || {
             let copy = draft.create_layer()?;
             copy_layer(&layer, &copy).map_err(|e| Refusal::internal(format!("copying the layer: {e}")))?;
@@ -217,7 +223,7 @@ impl Workshop for HostStore {
             Ok::<_, Refusal>(Golden { snapshot, about })
         });
         let made = kept.await.map_err(CannotStart::retry)?;
-        self.bases.remove_others(&golden, made.snapshot.memory_digest()).await;
+        self.bases.remove_others(&golden, made.snapshot.memory_digest().bytes()).await;
         self.trust(&golden);
         // Whoever is told that it is ready shall not have to wait for its memory. What does not fit now may fit later.
         if let Err(why) = self.base(&made).await {
@@ -227,12 +233,19 @@ impl Workshop for HostStore {
     }
 
     fn distrust(&self, golden: &str, why: &str) {
-        tracing::warn!(golden, why, "a restore failed; the snapshot is not used until it is made again");
+        tracing::warn!(
+            golden,
+            why,
+            "a restore failed; the snapshot is not used for a while, or until it is made again"
+        );
         self.put_distrust(golden, why);
     }
 
     fn hold(&self, golden: &str, memory: &str) -> Hold {
-        unhex(memory).and_then(|digest| self.bases.hold(golden, digest)).map(Hold::on).unwrap_or_default()
+        Digest::from_hex(memory)
+            .and_then(|memory| self.bases.hold(golden, memory.bytes()))
+            .map(Hold::on)
+            .unwrap_or_default()
     }
 
     async fn shred(&self, dir: &Path) -> std::io::Result<()> {

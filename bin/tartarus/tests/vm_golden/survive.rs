@@ -123,3 +123,27 @@ fn a_keeper_that_dies_is_replaced() {
     assert_eq!(started_from(&newest(&server)), "snapshot");
     server.nothing_left();
 }
+
+/// What a clone of the time before maps stays loaded while others come and go, and is never loaded a second time.
+#[test]
+fn an_adopted_clone_keeps_its_memory_loaded() {
+    let mut server = Server::start_with(&["--snapshot-memory", "300M"]);
+    template(&server, "first", &["--warm", "echo first > /w"]);
+    let old = running(&server, &["first"]);
+    server.kill9();
+    server.spawn();
+    for name in ["second", "third"] {
+        template(&server, name, &["--warm", &format!("echo {name} > /w")]);
+        assert_eq!(server.ok(&["run", "--require-snapshot", name, "--", "cat", "/w"]), name);
+    }
+    let new = running(&server, &["first", "--require-snapshot"]);
+    let mut pids: Vec<u32> = server.processes().into_iter().map(|(pid, _)| pid).collect();
+    pids.extend([server.pid(), server.keeper().expect("a keeper")]);
+    let loaded = loaded(&pids);
+    assert!(loaded.values().all(|inodes| inodes.len() == 1), "loaded twice: {loaded:?}");
+    for id in [&old, &new] {
+        assert_eq!(sh(&server, id, "cat /w"), "first");
+        server.ok(&["rm", id]);
+    }
+    server.nothing_left();
+}

@@ -57,8 +57,8 @@ impl Snapshot {
     }
 
     /// SHA-256 of the file of the memory: for whoever loads it to compare, of the very bytes that he read.
-    pub fn memory_digest(&self) -> [u8; 32] {
-        self.manifest.files.memory.sha256.bytes()
+    pub fn memory_digest(&self) -> Digest {
+        self.manifest.files.memory.sha256
     }
 
     /// The file of the memory, for reading. **Not checked**: see [`Snapshot::memory_digest`].

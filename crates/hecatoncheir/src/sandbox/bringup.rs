@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::Context;
 use super::ending;
 use super::warm::warm_up;
-use crate::ledger::Home;
+use crate::ledger::{Home, RestoredFrom};
 use crate::link::{self, GuestEvent, GuestLink, Identity, LinkError};
 use crate::workshop::{CannotStart, Hold, Ready, Start};
 
@@ -74,8 +74,9 @@ impl Prepared {
         let ready = ctx.workshop.machine(&assignment.spec, home.dir()).await;
         written.await.map_err(CannotStart::retry)?.map_err(ledger)?;
         let ready = ready?;
-        if let Start::Snapshot { golden, .. } = &ready.start {
-            home.mark_restored(golden).map_err(|e| CannotStart::retry(format!("writing the node's ledger: {e}")))?;
+        if let Start::Snapshot { golden, memory, .. } = &ready.start {
+            let from = RestoredFrom { golden: golden.clone(), memory: memory.clone() };
+            home.mark_restored(&from).map_err(ledger)?;
         }
         Ok(Self { ready })
     }

@@ -4,14 +4,15 @@
 
 use std::time::Duration;
 
-use tartarus_api::node::Report;
-use tartarus_runtime::Deadlines;
+use tartarus_api::node::{Report, Verdict};
+use tartarus_runtime::{Deadlines, Vm};
 use tartarus_types::{ErrorCode, Refusal, SnapshotUse};
 use tokio::time::Instant;
 
-use super::ending::Asked;
-use super::steady::Steady;
-use super::task::Task;
+use super::Request;
+use super::ending::{self, Asked};
+use super::steady::{SUPERVISOR_SLACK_MS, Steady};
+use super::task::{End, Task, stops};
 use crate::ledger::Pauses;
 
 /// Clocks that stand still with the machine: what was left of them.
@@ -76,7 +77,87 @@ impl Steady {
     }
 }
 
-/// Told until it is heard; when this agent ends first, the next one tells.
+impl Task {
+    /// A machine that was taken over stands still exactly when it shall: until somebody lets it go on, or ends it.
+    pub(super) async fn stand_still(&mut self, vm: &dyn Vm) -> Option<End> {
+        let pauses = self.home.pauses();
+        let Some(since) = pauses.since else {
+            // An agent died while it made a snapshot, or between the order to go on and its report.
+            if let Err(e) = vm.resume().await {
+                tracing::warn!(sandbox = %self.assignment.sandbox, error = %e, "cannot be told to go on");
+            }
+            return match self.home.begun() {
+                true if self.report(Report::Resumed).await.is_none() => Some(End::Left),
+                _ => None,
+            };
+        };
+        if let Err(e) = vm.pause().await {
+            tracing::warn!(sandbox = %self.assignment.sandbox, error = %e, "cannot be kept still");
+        }
+        // Its limits wait as well; an agent that died before it said so is made up for here.
+        let _ = vm.set_deadlines(Deadlines::default()).await;
+        match self.report(Report::Paused).await {
+            Some(Verdict::Go) => {}
+            Some(Verdict::Abandon) => return Some(End::Abandoned),
+            None => return Some(End::Left),
+        }
+        loop {
+            let request = tokio::select! {
+                request = self.requests.recv() => request,
+                exit = vm.wait() => {
+                    return Some(End::Outcome(ending::of_machine(&exit, self.assignment.spec.has_command())));
+                }
+            };
+            match request {
+                Some(Request::Resume { reply }) => {
+                    let total_ms = pauses.total_ms + self.now().ms_since(since);
+                    // Limits before it goes on, wider than they will be: this agent may die before it knows better.
+                    let wall_ms = self.assignment.spec.timeout_ms.map(|ms| ms.saturating_add(SUPERVISOR_SLACK_MS));
+                    let idle_ms = self.assignment.spec.idle_timeout_ms.map(|ms| ms.saturating_add(SUPERVISOR_SLACK_MS));
+                    let _ = vm.set_deadlines(Deadlines { wall_ms, idle_ms, lease_ms: None }).await;
+                    let gone_on = async {
+                        self.home.put_pauses(Pauses { since: None, total_ms }).map_err(Refusal::internal)?;
+                        vm.resume().await.map_err(Refusal::internal)
+                    };
+                    let gone_on = gone_on.await;
+                    let fine = gone_on.is_ok();
+                    if !fine {
+                        let _ = vm.set_deadlines(Deadlines::default()).await;
+                    }
+                    let heard = if fine { self.report(Report::Resumed).await } else { Some(Verdict::Go) };
+                    let _ = reply.send(gone_on);
+                    match heard {
+                        None => return Some(End::Left),
+                        Some(Verdict::Abandon) => return Some(End::Abandoned),
+                        Some(Verdict::Go) if fine => return None,
+                        Some(Verdict::Go) => {}
+                    }
+                }
+                Some(Request::Pause { reply }) => drop(reply.send(Ok(()))),
+                // Nothing is written now, so what is stored is all.
+                Some(Request::Log { follow: false, reply, .. }) => drop(reply.send(None)),
+                // Nobody in there can hear a signal.
+                Some(Request::Kill { reason, .. }) => {
+                    vm.kill().await;
+                    vm.wait().await;
+                    return Some(End::Outcome(ending::outcome(None, Asked { kill: Some(reason), limit: None })));
+                }
+                Some(request) => {
+                    if let Some(end) = stops(request, &mut self.early) {
+                        if !matches!(end, End::Left) {
+                            vm.kill().await;
+                            vm.wait().await;
+                        }
+                        return Some(end);
+                    }
+                }
+                None => return Some(End::Left),
+            }
+        }
+    }
+}
+
+/// Told once: whoever asked hears of a failure, and asks again.
 async fn report(task: &Task, report: Report) -> Result<(), Refusal> {
     let (sandbox, token) = (&task.assignment.sandbox, &task.assignment.token);
     task.ctx.control.report(sandbox, token, report).await.map(drop)

@@ -27,7 +27,7 @@ pub(super) const MAIN: u32 = 0;
 /// After a time limit: for the killed command's last output to arrive.
 const DRAIN: Duration = Duration::from_secs(1);
 /// The supervisor's limits lie beyond the agent's own, which end things with more care.
-const SUPERVISOR_SLACK_MS: u64 = 3_000;
+pub(super) const SUPERVISOR_SLACK_MS: u64 = 3_000;
 /// A command that was let begin is given at least so long to start, ms: the guest answered just now.
 const MIN_START_MS: u64 = 20_000;
 /// After the command began, and after that.

@@ -3,22 +3,24 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
+use blobs::Digest;
 use tartarus_api::node::{Assignment, Live, Moment, Progress, Report, StartedFrom, Verdict};
-use tartarus_runtime::{Adopted, Deadlines, Vm};
-use tartarus_types::{Outcome, Reason, Refusal, Timestamp};
+use tartarus_runtime::Adopted;
+use tartarus_types::{Outcome, Reason, Timestamp};
 use tokio::sync::{mpsc, watch};
 
 use super::bringup::{self, Greeted, Identified, Launched, Origin, Prepared};
 use super::steady::Steady;
 use super::{Context, Handle, KillReason, Request, ending};
 use crate::ledger::Home;
-use crate::ledger::Pauses;
 use crate::link::{Identity, REGREET};
 use crate::workshop::{CannotStart, Hold};
 
 /// Requests waiting for a sandbox's task; callers wait beyond it.
 const REQUESTS: usize = 64;
+
+/// Preparations that are of no use any more may take so long to come to their end.
+const PREPARING: Duration = Duration::from_secs(10);
 
 /// A restored guest answers within this, also on a busy host.
 const RESTORE: Duration = Duration::from_secs(15);
@@ -120,12 +122,24 @@ impl Task {
             None => return End::Left,
         }
         let patience = Duration::from_millis(self.start_ms_left());
-        let prepared = tokio::select! {
-            prepared = Prepared::new(&self.ctx, &self.assignment) => prepared,
-            end = stop_asked(&mut self.requests, &mut self.early) => return end,
-            () = tokio::time::sleep(patience) => {
-                return End::Outcome(Outcome::because(Reason::StartTimeout, "its disk was not made in time"));
+        let stopped = {
+            let mut preparing = std::pin::pin!(Prepared::new(&self.ctx, &self.assignment));
+            let end = tokio::select! {
+                prepared = &mut preparing => Ok(prepared),
+                end = stop_asked(&mut self.requests, &mut self.early) => Err(end),
+                () = tokio::time::sleep(patience) => {
+                    Err(End::Outcome(Outcome::because(Reason::StartTimeout, "its machine was not made ready in time")))
+                }
+            };
+            if end.is_err() {
+                // What writes into its folder comes to its end, so that nothing is left when the folder goes.
+                let _ = tokio::time::timeout(PREPARING, preparing).await;
             }
+            end
+        };
+        let prepared = match stopped {
+            Ok(prepared) => prepared,
+            Err(end) => return end,
         };
         let prepared = match prepared {
             Ok(prepared) => prepared,
@@ -157,7 +171,7 @@ impl Task {
     /// A snapshot that this sandbox could not be started from is not tried again at once: the next attempt boots cold.
     fn distrust(&self, e: &CannotStart) {
         if let Some(from) = self.home.restored() {
-            self.ctx.workshop.distrust(from.split(' ').next().unwrap_or_default(), &e.why);
+            self.ctx.workshop.distrust(&from.golden, &e.why);
         }
     }
 
@@ -304,10 +318,7 @@ impl Task {
                 tracing::info!(sandbox = %self.assignment.sandbox, pid = vm.pid(), "taken over");
                 self.live.send_modify(|live| live.hypervisor_pid = Some(vm.pid()));
                 let (hold, origin) = match self.home.restored() {
-                    Some(from) => {
-                        let (golden, memory) = from.split_once(' ').unwrap_or((&from, ""));
-                        (self.ctx.workshop.hold(golden, memory), Origin::WasRestored)
-                    }
+                    Some(from) => (self.ctx.workshop.hold(&from.golden, &from.memory), Origin::WasRestored),
                     None => (Hold::default(), Origin::Booted),
                 };
                 if self.home.saving() {
@@ -337,80 +348,6 @@ impl Task {
         }
     }
 
-    /// A machine that was taken over stands still exactly when it shall: until somebody lets it go on, or ends it.
-    async fn stand_still(&mut self, vm: &dyn Vm) -> Option<End> {
-        let pauses = self.home.pauses();
-        let Some(since) = pauses.since else {
-            // An agent died while it made a snapshot, or between the order to go on and its report.
-            if let Err(e) = vm.resume().await {
-                tracing::warn!(sandbox = %self.assignment.sandbox, error = %e, "cannot be told to go on");
-            }
-            return match self.home.begun() {
-                true if self.report(Report::Resumed).await.is_none() => Some(End::Left),
-                _ => None,
-            };
-        };
-        if let Err(e) = vm.pause().await {
-            tracing::warn!(sandbox = %self.assignment.sandbox, error = %e, "cannot be kept still");
-        }
-        // Its limits wait as well; an agent that died before it said so is made up for here.
-        let _ = vm.set_deadlines(Deadlines::default()).await;
-        match self.report(Report::Paused).await {
-            Some(Verdict::Go) => {}
-            Some(Verdict::Abandon) => return Some(End::Abandoned),
-            None => return Some(End::Left),
-        }
-        loop {
-            let request = tokio::select! {
-                request = self.requests.recv() => request,
-                exit = vm.wait() => {
-                    return Some(End::Outcome(ending::of_machine(&exit, self.assignment.spec.has_command())));
-                }
-            };
-            match request {
-                Some(Request::Resume { reply }) => {
-                    let total_ms = pauses.total_ms + self.now().ms_since(since);
-                    let gone_on = async {
-                        self.home.put_pauses(Pauses { since: None, total_ms }).map_err(Refusal::internal)?;
-                        vm.resume().await.map_err(Refusal::internal)
-                    };
-                    let gone_on = gone_on.await;
-                    let fine = gone_on.is_ok();
-                    let heard = if fine { self.report(Report::Resumed).await } else { Some(Verdict::Go) };
-                    let _ = reply.send(gone_on);
-                    match heard {
-                        None => return Some(End::Left),
-                        Some(Verdict::Abandon) => return Some(End::Abandoned),
-                        Some(Verdict::Go) if fine => return None,
-                        Some(Verdict::Go) => {}
-                    }
-                }
-                Some(Request::Pause { reply }) => drop(reply.send(Ok(()))),
-                // Nothing is written now, so what is stored is all.
-                Some(Request::Log { follow: false, reply, .. }) => drop(reply.send(None)),
-                // Nobody in there can hear a signal.
-                Some(Request::Kill { reason, .. }) => {
-                    vm.kill().await;
-                    vm.wait().await;
-                    return Some(End::Outcome(ending::outcome(
-                        None,
-                        ending::Asked { kill: Some(reason), limit: None },
-                    )));
-                }
-                Some(request) => {
-                    if let Some(end) = stops(request, &mut self.early) {
-                        if !matches!(end, End::Left) {
-                            vm.kill().await;
-                            vm.wait().await;
-                        }
-                        return Some(end);
-                    }
-                }
-                None => return Some(End::Left),
-            }
-        }
-    }
-
     /// A request that ends the bring-up, if one is there.
     fn asked_to_stop(&mut self) -> Option<End> {
         while let Ok(request) = self.requests.try_recv() {
@@ -423,7 +360,7 @@ impl Task {
 
     /// Reports until the control plane has heard it; `None` when this agent stops first. Nothing is lost then: the
     /// ledger has it, and the next agent reports it.
-    async fn report(&mut self, report: Report) -> Option<Verdict> {
+    pub(super) async fn report(&mut self, report: Report) -> Option<Verdict> {
         let mut pause = Duration::from_millis(100);
         loop {
             let (sandbox, token) = (&self.assignment.sandbox, &self.assignment.token);
@@ -485,13 +422,13 @@ impl Task {
 /// Whom the guest becomes: always the same for one sandbox.
 fn identified(assignment: &Assignment, begun: bool) -> Identified<'_> {
     let hostname = assignment.sandbox.as_str().replace('_', "-");
-    let digest = Sha256::digest(format!("tartarus machine-id {}", assignment.sandbox));
-    let machine_id = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let mut machine_id = Digest::of(format!("tartarus machine-id {}", assignment.sandbox).as_bytes()).hex();
+    machine_id.truncate(32);
     Identified { identity: Identity { hostname, machine_id, restored: false }, assignment, begun }
 }
 
 /// What a request means before there is a command; `None` when it does not end the bring-up and is kept for later.
-fn stops(request: Request, early: &mut VecDeque<Request>) -> Option<End> {
+pub(super) fn stops(request: Request, early: &mut VecDeque<Request>) -> Option<End> {
     match request {
         Request::Kill { reason, .. } => {
             let asked = ending::Asked { kill: Some(reason), limit: None };

@@ -378,3 +378,31 @@ fn thaws(helper: Option<&'static str>) {
     host.send(Kind::Signal, 0, 0, 9, b"");
     while host.next().header.kind != Kind::Ended {}
 }
+
+/// A helper that has no turn is not waited for longer than until the host says the time again.
+#[test]
+fn a_helper_that_does_nothing_is_made_up_for() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(disk) = rustix::process::geteuid().is_root().then(Disk::new).flatten() else { return };
+    let (mount, helper) = (disk.0.join("mount"), disk.0.join("helper"));
+    std::fs::write(&helper, "#!/bin/sh\nexec sleep 60 > /dev/null\n").unwrap();
+    std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let helper: &'static str = Box::leak(helper.to_str().unwrap().to_owned().into_boxed_str());
+    let layer = std::fs::File::open(&mount).unwrap();
+    let beside = move || (Some(Freezer::new(layer.into(), Some(helper))), None);
+    let Some(mut host) = agent_on(None, beside) else { return };
+    host.hello(1);
+    host.send(Kind::Freeze, 0, 0, 0, b"");
+    assert_eq!(host.next().header.kind, Kind::Frozen);
+    host.hello(2);
+    host.start(1, "t", &format!("echo x > {}/file; echo wrote", mount.display()), false);
+    host.attach(1, 0, 0);
+    assert_eq!(host.next().header.kind, Kind::Started);
+    host.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    assert!(host.stream.read(&mut [0; 9]).is_err(), "the helper was told, and does nothing");
+    host.stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    host.send(Kind::Clock, 0, 0, 0, b"");
+    let mut wrote: [Vec<u8>; 2] = Default::default();
+    assert_eq!(host.end(1, &mut wrote), exited(0));
+    assert_eq!(wrote[0], b"wrote\n");
+}

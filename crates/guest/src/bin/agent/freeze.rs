@@ -103,6 +103,11 @@ impl Freezer {
         self.thaw()
     }
 
+    /// Thaws at once what the helper was told to thaw and did not: somebody takes the whole processor, or stopped it.
+    pub(crate) fn thaw_overdue(&mut self) -> Result<(), Errno> {
+        if self.state == State::Told { self.thaw_now() } else { Ok(()) }
+    }
+
     /// Thaws at once, if that is due.
     pub(crate) fn thaw_now(&mut self) -> Result<(), Errno> {
         if !matches!(self.state, State::Due | State::Told) {

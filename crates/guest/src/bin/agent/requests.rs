@@ -62,6 +62,8 @@ impl Agent {
                 if self.ground.is_ok() {
                     let _ = advance_clock(time_ns);
                 }
+                // The host says the time again a second after the start: by then the helper has had its turn.
+                self.thaw_overdue();
             }
             Request::Forget(number) => {
                 let alive = |process: &Process| process.running().is_some() || process.is_queued();
@@ -77,6 +79,7 @@ impl Agent {
     }
 
     fn hello(&mut self, hello: &Hello) -> Result<(), String> {
+        self.thaw_overdue();
         let ground = self.ground.as_mut().map_err(|why| why.clone())?;
         self.restored |= ground.freezer.as_mut().is_some_and(Freezer::restored);
         (ground.become_it)(hello)?;
@@ -135,6 +138,15 @@ impl Agent {
     /// The layer is to be thawed and nobody is at it yet.
     pub(crate) fn thaw_is_due(&self) -> bool {
         self.ground.as_ref().is_ok_and(|ground| ground.freezer.as_ref().is_some_and(Freezer::is_due))
+    }
+
+    /// Thaws what the helper should have thawed by now.
+    fn thaw_overdue(&mut self) {
+        if let Ok(Ground { freezer: Some(freezer), .. }) = &mut self.ground
+            && let Err(error) = freezer.thaw_overdue()
+        {
+            console(&format!("could not thaw the layer: {error}"));
+        }
     }
 
     /// Has the layer thawed if that is due. A failure leaves it due.
