@@ -92,21 +92,15 @@ fn sandbox() -> NewSandbox {
         command: vec!["python3".into(), "script.py".into()],
         env: BTreeMap::from([("PYTHONUNBUFFERED".into(), "1".into())]),
         workdir: Some("/srv".into()),
-        user: None,
         cpus: 1,
         memory_mib: 512,
         disk_mib: 1024,
         timeout_ms: Some(30_000),
         start_timeout_ms: 60_000,
-        idle_timeout_ms: None,
-        stdin: false,
-        attach: false,
-        code: None,
         warm: tartarus_types::Warm::default(),
         ground: tartarus_types::Ground::default(),
-        golden: None,
         snapshot: tartarus_types::SnapshotUse::Prefer,
-        shred: false,
+        ..SandboxSpec::default()
     };
     NewSandbox { id: SandboxId::random(), name: None, labels: BTreeMap::new(), spec, idempotency: None }
 }

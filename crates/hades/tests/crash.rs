@@ -148,23 +148,14 @@ fn sandbox() -> NewSandbox {
         image: "sha256:image".into(),
         kernel: "sha256:kernel".into(),
         command: vec!["true".into()],
-        env: BTreeMap::new(),
-        workdir: None,
-        user: None,
         cpus: 1,
         memory_mib: 1,
         disk_mib: 1,
-        timeout_ms: None,
         start_timeout_ms: 60_000,
-        idle_timeout_ms: None,
-        stdin: false,
-        attach: false,
-        code: None,
         warm: tartarus_types::Warm::default(),
         ground: tartarus_types::Ground::default(),
-        golden: None,
         snapshot: tartarus_types::SnapshotUse::Prefer,
-        shred: false,
+        ..SandboxSpec::default()
     };
     NewSandbox { id: SandboxId::random(), name: None, labels: BTreeMap::new(), spec, idempotency: None }
 }

@@ -12,9 +12,7 @@ fn template() -> TemplateRecord {
         env,
         workdir: Some("/srv".into()),
         user: Some("nobody".into()),
-        warm: Warm::default(),
-        shapes: Vec::new(),
-        cold: false,
+        ..TemplateSpec::default()
     };
     TemplateRecord { name: "python".into(), spec, created_at: Timestamp(0) }
 }

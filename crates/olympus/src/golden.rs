@@ -112,11 +112,7 @@ mod tests {
             memory_mib: 512,
             disk_mib: 1024,
             env: [("A".to_owned(), "b".to_owned())].into(),
-            workdir: None,
-            user: None,
-            warm: Warm::default(),
-            shapes: Vec::new(),
-            cold: false,
+            ..TemplateSpec::default()
         }
     }
 

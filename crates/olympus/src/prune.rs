@@ -276,7 +276,7 @@ async fn keep(
 
 #[cfg(test)]
 mod tests {
-    use tartarus_types::{Shape, TemplateSpec, Warm};
+    use tartarus_types::{Shape, TemplateSpec};
 
     use super::*;
 
@@ -287,12 +287,7 @@ mod tests {
             cpus: 1,
             memory_mib: 512,
             disk_mib: 64,
-            env: BTreeMap::new(),
-            workdir: None,
-            user: None,
-            warm: Warm::default(),
-            shapes: Vec::new(),
-            cold: false,
+            ..TemplateSpec::default()
         };
         let snapshot = golden(&spec, "sha256:k", Shape { cpus: 1, memory_mib: 512 }).unwrap();
         let (old, new) = (SandboxId::random(), SandboxId::random());

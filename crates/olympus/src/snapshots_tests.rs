@@ -1,6 +1,6 @@
 //! Every state of a snapshot, and what follows from it.
 
-use tartarus_types::{NodeId, SandboxId, TemplateSpec, Timestamp, Warm};
+use tartarus_types::{NodeId, SandboxId, TemplateSpec, Timestamp};
 
 use super::*;
 
@@ -10,12 +10,8 @@ fn template() -> TemplateRecord {
         cpus: 1,
         memory_mib: 512,
         disk_mib: 64,
-        env: BTreeMap::new(),
-        workdir: None,
-        user: None,
-        warm: Warm::default(),
         shapes: vec![Shape { cpus: 2, memory_mib: 4096 }],
-        cold: false,
+        ..TemplateSpec::default()
     };
     TemplateRecord { name: "t".into(), spec, created_at: Timestamp(0) }
 }

@@ -63,7 +63,7 @@ pub(crate) fn why(
 #[cfg(test)]
 mod tests {
     use hades::store::TemplateRecord;
-    use tartarus_types::{NodeId, Shape, TemplateSpec, Timestamp, Warm};
+    use tartarus_types::{NodeId, Shape, TemplateSpec, Timestamp};
 
     use super::*;
 
@@ -81,18 +81,7 @@ mod tests {
     }
 
     fn spec() -> SandboxSpec {
-        let spec = TemplateSpec {
-            image: String::new(),
-            cpus: 1,
-            memory_mib: 512,
-            disk_mib: 64,
-            env: Default::default(),
-            workdir: None,
-            user: None,
-            warm: Warm::default(),
-            shapes: Vec::new(),
-            cold: false,
-        };
+        let spec = TemplateSpec { cpus: 1, memory_mib: 512, disk_mib: 64, ..TemplateSpec::default() };
         let template = TemplateRecord { name: "t".into(), spec, created_at: Timestamp(0) };
         crate::golden::maker_spec(&template, "k", Shape { cpus: 1, memory_mib: 512 }, "g".into())
     }

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use crate::Refusal;
 
 /// Defaults of every sandbox made from a template, and the image it starts from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TemplateSpec {
     /// Digest of the base image (`sha256:…` of the squashfs file).
     pub image: String,
@@ -97,7 +97,7 @@ pub enum SnapshotUse {
 }
 
 /// Everything a node needs to run one sandbox; resolved when it was accepted and unchanged since.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxSpec {
     /// The template's name when it was accepted.
     pub template: String,

@@ -19,10 +19,7 @@ fn template(name: &str, image: &str) -> TemplateRecord {
         disk_mib: 1024,
         env: [("A".into(), "b".into())].into(),
         workdir: Some("/".into()),
-        user: None,
-        warm: Warm::default(),
-        shapes: Vec::new(),
-        cold: false,
+        ..TemplateSpec::default()
     };
     TemplateRecord { name: name.into(), spec, created_at: T0 }
 }

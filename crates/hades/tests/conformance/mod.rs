@@ -10,7 +10,7 @@ mod runs;
 use std::collections::BTreeMap;
 
 use hades::{Accepted, Candidate, KillAsked, Leased, NewSandbox, NodeRecord, QueueRules, Record, Store};
-use tartarus_types::{Ground, NodeId, Outcome, Reason, SandboxId, SandboxSpec, SnapshotUse, Timestamp, Warm};
+use tartarus_types::{NodeId, Outcome, Reason, SandboxId, SandboxSpec, SnapshotUse, Timestamp};
 
 /// The moment at which every case begins.
 pub(crate) const T0: Timestamp = Timestamp(1_700_000_000_000_000);
@@ -77,22 +77,14 @@ pub(crate) fn spec(memory_mib: u32) -> SandboxSpec {
         kernel: "sha256:kernel".into(),
         command: vec!["/bin/true".into(), "ä\"'\n".into()],
         env: BTreeMap::from([("A".into(), "b".into())]),
-        workdir: None,
         user: Some("nobody".into()),
         cpus: 1,
         memory_mib,
         disk_mib: 64,
         timeout_ms: Some(1_000),
         start_timeout_ms: 60_000,
-        idle_timeout_ms: None,
-        stdin: false,
         attach: true,
-        code: None,
-        warm: Warm::default(),
-        ground: Ground::default(),
-        golden: None,
-        snapshot: SnapshotUse::Prefer,
-        shred: false,
+        ..SandboxSpec::default()
     }
 }
 

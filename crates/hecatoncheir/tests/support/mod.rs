@@ -2,7 +2,6 @@
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,9 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use hecatoncheir::{Agent, LogLimits, Parts, Stop};
 use tartarus_api::node::{Assignment, ControlPlane, Directive, NodeInfo, Report, Verdict};
-use tartarus_types::{
-    Ground, LeaseToken, NodeId, Reason, Refusal, SandboxId, SandboxSpec, SnapshotUse, Timestamp, Warm,
-};
+use tartarus_types::{LeaseToken, NodeId, Reason, Refusal, SandboxId, SandboxSpec, Timestamp};
 use testkit::{FakeWorkshop, Step};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -100,23 +97,11 @@ pub(crate) fn assignment(command: &[&str], start_ms: u64) -> Assignment {
             image: "sha256:0".into(),
             kernel: "sha256:0".into(),
             command: command.iter().map(|c| (*c).to_owned()).collect(),
-            env: BTreeMap::new(),
-            workdir: None,
-            user: None,
             cpus: 1,
             memory_mib: 64,
             disk_mib: 16,
-            timeout_ms: None,
             start_timeout_ms: start_ms,
-            idle_timeout_ms: None,
-            stdin: false,
-            attach: false,
-            code: None,
-            warm: Warm::default(),
-            ground: Ground::default(),
-            golden: None,
-            snapshot: SnapshotUse::Prefer,
-            shred: false,
+            ..SandboxSpec::default()
         },
         start_deadline: now().plus_ms(start_ms),
         leased_at: now(),

@@ -112,12 +112,9 @@ mod tests {
             cpus: 1,
             memory_mib: 512,
             disk_mib: 64,
-            env: BTreeMap::new(),
-            workdir: None,
-            user: None,
             warm: Warm { command: None, runner },
-            shapes: Vec::new(),
             cold: states.is_empty(),
+            ..TemplateSpec::default()
         };
         let snapshots = states.iter().map(snapshot).collect();
         Template { name: "t".to_owned(), spec, created_at: Timestamp(0), snapshots }
