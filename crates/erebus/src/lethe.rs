@@ -16,10 +16,10 @@ use std::process::{Command, Stdio};
 
 use rustix::fs::{OFlags, ioctl_ficlone};
 
+use crate::ErebusError;
 use crate::disk::{self, Staging};
 use crate::sparse;
 use crate::tool::{MKE2FS, says_full, speech};
-use crate::{ErebusError, disk_usage};
 
 /// The same in every layer: a guest must learn nothing from it.
 const ID: &str = "7a727461-7475-4300-8000-6c6179657201";
@@ -99,14 +99,6 @@ impl Layers {
             None => overlay(&source, golden, layer),
         })
         .map_err(failed())
-    }
-
-    /// Bytes on disk of the empty layers that are kept to be cloned. Blocks.
-    ///
-    /// # Errors
-    /// When the folder cannot be read.
-    pub fn usage(&self) -> Result<u64, ErebusError> {
-        disk_usage(&self.root).map_err(ErebusError::io("measure the empty layers"))
     }
 
     /// The empty file system of this size, made where it is missing.

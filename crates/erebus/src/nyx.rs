@@ -112,12 +112,6 @@ impl Snapshots {
         }
     }
 
-    /// Keeps the files of a snapshot where they are, also when it is removed or replaced, until the lease is dropped.
-    /// `None` when there is no snapshot of this name.
-    pub fn lease(&self, golden: &str) -> Option<Lease> {
-        self.0.find(golden).map(Lease::new)
-    }
-
     /// Removes a snapshot: nobody finds it any more when this returns, also after a crash. Its files go with the last
     /// lease, now if there is none. False when there was none.
     ///
@@ -152,14 +146,6 @@ impl Snapshots {
             list.push(Listed { golden: folder.golden.clone(), bytes, made, unusable });
         }
         Ok(list)
-    }
-
-    /// Bytes on disk of everything in the store, unfinished and removed ones included.
-    ///
-    /// # Errors
-    /// When a folder cannot be read.
-    pub fn usage(&self) -> Result<u64, ErebusError> {
-        disk_usage(&self.0.root).map_err(ErebusError::io("measure the golden snapshots"))
     }
 }
 

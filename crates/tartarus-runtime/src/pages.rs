@@ -206,23 +206,6 @@ pub fn load_into(reader: impl Read, target: &File) -> Result<[u8; 32], PagesErro
     }
 }
 
-/// The SHA-256 of a packed memory file, from its start: what [`load_into`] will give for it. Blocks.
-///
-/// # Errors
-/// When it cannot be read.
-pub fn digest(file: &File) -> io::Result<[u8; 32]> {
-    let (mut hash, mut buffer, mut at) = (Sha256::new(), vec![0; CHUNK], 0);
-    loop {
-        match file.read_at(&mut buffer, at)? {
-            0 => return Ok(hash.finalize().into()),
-            n => {
-                hash.update(&buffer[..n]);
-                at += n as u64;
-            }
-        }
-    }
-}
-
 struct Hashing<R> {
     reader: R,
     hash: Sha256,

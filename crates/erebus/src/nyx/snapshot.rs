@@ -51,11 +51,6 @@ impl Snapshot {
         Lease::new(Arc::clone(&self.folder))
     }
 
-    /// Bytes of the file of the memory.
-    pub fn memory_bytes(&self) -> u64 {
-        self.manifest.files.memory.bytes
-    }
-
     /// SHA-256 of the file of the memory: for whoever loads it to compare, of the very bytes that he read.
     pub fn memory_digest(&self) -> Digest {
         self.manifest.files.memory.sha256
@@ -83,11 +78,6 @@ impl Snapshot {
             return Err(self.unusable("its state was altered"));
         }
         sealed(&bytes).map_err(failed())
-    }
-
-    /// Bytes of the layer: the size of the guest's disk.
-    pub fn layer_bytes(&self) -> u64 {
-        self.manifest.files.layer.bytes
     }
 
     /// Bytes of the layer that are not zero, in blocks of 4096: what a copy costs.

@@ -87,7 +87,6 @@ pub(super) async fn rebuild(
         return Err(Refusal::new(ErrorCode::NotReady, detail).into());
     }
     app.node()?.snapshots().await?;
-    app.disk.check()?;
     app.build(&name, Eagerness::Anew).await?;
     Ok((StatusCode::ACCEPTED, axum::Json(shown(&app, record).await?)))
 }

@@ -71,12 +71,10 @@ fn what_a_process_wrote_comes_back_and_zeros_take_no_room() {
     let table = save(std::process::id(), bytes, packed.try_clone().unwrap()).unwrap();
     let run = |first, count| Run { first, count };
     assert_eq!(table.runs, [run(0, 3), run(700, 1), run(1500, 2), run(3000, 1)]);
-    let of_file = super::digest(&packed).unwrap();
     let packed = content(&packed);
     let target = memory(bytes);
     let digest = load_into(&packed[..], &target).unwrap();
     assert_eq!(digest, <[u8; 32]>::from(Sha256::digest(&packed)));
-    assert_eq!(of_file, digest);
     assert!(content(&target) == expected);
 }
 
