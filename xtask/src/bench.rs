@@ -117,7 +117,9 @@ impl Start {
         let machine = machine::Machine::look();
         let plan = self.plan();
         println!("{}", sh::bold("getting ready"));
-        let server = Arc::new(Server::start(scratch, &programs.join("tartarus"), tar)?);
+        // What idle clones use is measured; what they may use at most is more than a small machine has.
+        let options: &[&str] = if self.idle.is_some() { &["--overcommit", "4"] } else { &[] };
+        let server = Arc::new(Server::start(scratch, &programs.join("tartarus"), tar, options)?);
         server.make_template()?;
         let mut field = Field::gather(self, scratch, &server, programs, tar, plan.most())?;
 

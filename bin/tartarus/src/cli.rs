@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use tartarus_types::Overcommit;
 
 pub(crate) use parse::{env_map, millis};
 pub(crate) use sandbox::{
@@ -152,6 +153,10 @@ pub(crate) struct UpArgs {
     /// Memory that loaded golden snapshots may take together [default: a quarter of all]
     #[arg(long, value_name = "SIZE", value_parser = parse::size_or_none)]
     pub(crate) snapshot_memory: Option<u32>,
+    /// How often the memory of this machine is given to guests, 1 to 10: few use all that they may, and what they share is
+    /// counted again for each. When they do use it, the kernel ends some of them
+    #[arg(long, value_name = "FACTOR", default_value_t)]
+    pub(crate) overcommit: Overcommit,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

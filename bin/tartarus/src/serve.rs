@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 use hecatoncheir::{Agent, HostOptions, HostStore, LocalNode, LogLimits, Parts, Stop, Wanted};
 use olympus::{Olympus, Settings};
 use tartarus_api::node::NodeInfo;
-use tartarus_types::{Limits, NodeId, Timestamp};
+use tartarus_types::{Limits, NodeId, Overcommit, Timestamp};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -104,7 +104,7 @@ async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
     };
     let host = HostStore::open(&data, options).await?;
     let agent = Agent::open(Parts {
-        info: node_info(&data, sandbox_mib, args.start_slots)?,
+        info: node_info(&data, sandbox_mib, args.overcommit, args.start_slots)?,
         control: control.clone(),
         workshop: host.clone(),
         sandboxes: data.join("sandboxes"),
@@ -209,7 +209,12 @@ fn lock(data: &Path) -> anyhow::Result<File> {
     }
 }
 
-fn node_info(data: &Path, memory_mib: u64, start_slots: Option<u32>) -> anyhow::Result<NodeInfo> {
+fn node_info(
+    data: &Path,
+    memory_mib: u64,
+    overcommit: Overcommit,
+    start_slots: Option<u32>,
+) -> anyhow::Result<NodeInfo> {
     let path = data.join("node.id");
     let known = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<NodeId>().ok());
     let id = match known {
@@ -225,6 +230,7 @@ fn node_info(data: &Path, memory_mib: u64, start_slots: Option<u32>) -> anyhow::
         id,
         memory_mib,
         overhead_mib: OVERHEAD_MIB,
+        overcommit,
         start_slots: start_slots.unwrap_or(cores),
         // More processors than the host has only slow a guest down.
         max_cpus: cores,

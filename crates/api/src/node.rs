@@ -10,7 +10,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::Stream;
 use serde::{Deserialize, Serialize};
-use tartarus_types::{ExecId, LeaseToken, NodeId, Outcome, Refusal, SandboxId, SandboxSpec, Shape, Timestamp};
+use tartarus_types::{
+    ExecId, LeaseToken, NodeId, Outcome, Overcommit, Refusal, SandboxId, SandboxSpec, Shape, Timestamp,
+};
 
 use crate::doctor::DoctorReport;
 
@@ -23,6 +25,8 @@ pub struct NodeInfo {
     pub memory_mib: u64,
     /// Memory that each hypervisor needs beside its guest's, MiB.
     pub overhead_mib: u64,
+    /// How often guest memory may be sold.
+    pub overcommit: Overcommit,
     /// Sandboxes that may be between lease and command start at once.
     pub start_slots: u32,
     /// Virtual processors of the largest sandbox.

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tartarus_types::sandbox::Denied;
-use tartarus_types::{Event, LeaseToken, NodeId, Outcome, SandboxId, SandboxSpec, State, TemplateSpec, Timestamp};
+use tartarus_types::{
+    Event, LeaseToken, NodeId, Outcome, Overcommit, SandboxId, SandboxSpec, State, TemplateSpec, Timestamp,
+};
 use tokio::sync::broadcast;
 
 /// Why a store did not do it.
@@ -235,13 +237,15 @@ pub struct NodeRecord {
     pub memory_mib: u64,
     /// Memory of each hypervisor itself, MiB.
     pub overhead_mib: u64,
+    /// How often guest memory may be sold.
+    pub overcommit: Overcommit,
     /// Sandboxes that may be between lease and command start.
     pub start_slots: u32,
     /// Virtual processors of the largest sandbox.
     pub max_cpus: u32,
     /// When it was last heard of.
     pub seen_at: Timestamp,
-    /// Memory reserved now, MiB: the sum over its leases of guest memory and overhead.
+    /// Memory reserved now, MiB: the sum over its leases of [`Overcommit::reserved_mib`] and overhead.
     pub reserved_mib: u64,
     /// Leases in `Scheduled` or `Preparing`.
     pub starting: u32,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hades::{Candidate, JobQueue, ListFilter, NewSandbox, NodeRecord, NodeRegistry, QueueRules, RunStore, Sqlite};
-use tartarus_types::{Event, NodeId, Outcome, Reason, SandboxId, SandboxSpec, State, Timestamp};
+use tartarus_types::{Event, NodeId, Outcome, Overcommit, Reason, SandboxId, SandboxSpec, State, Timestamp};
 
 const FOLDER: &str = "HADES_CRASH_FOLDER";
 const ROUNDS: u32 = 20;
@@ -101,6 +101,7 @@ fn child(dir: &Path) -> ! {
             id: NodeId::random(),
             memory_mib: 1 << 30,
             overhead_mib: 0,
+            overcommit: Overcommit::NEVER,
             start_slots: 1 << 20,
             max_cpus: 1,
             seen_at: NOW,

@@ -15,6 +15,8 @@
 
 #![forbid(unsafe_code)]
 
+use tartarus_types::Overcommit;
+
 /// What is free on a node now; of an empty node: all it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
@@ -26,6 +28,8 @@ pub struct Room {
     pub max_cpus: u32,
     /// Memory of each hypervisor itself, MiB; reserved with every sandbox.
     pub overhead_mib: u64,
+    /// How often guest memory is sold.
+    pub overcommit: Overcommit,
 }
 
 /// What a sandbox asks for.
@@ -53,13 +57,25 @@ pub enum Waiting {
 }
 
 impl Room {
-    fn has_memory(self, ask: Ask) -> bool {
-        u64::from(ask.memory_mib).saturating_add(self.overhead_mib) <= self.memory_mib_free
+    /// What is reserved for it, MiB.
+    pub fn reserved_mib(self, ask: Ask) -> u64 {
+        self.overcommit.reserved_mib(ask.memory_mib).saturating_add(self.overhead_mib)
     }
 
-    /// Memory and processors suffice. Start slots come and go with every start; they say nothing about size.
+    /// The memory of the largest guest of a node that has nothing else, MiB. It is promised whole, however often memory is
+    /// sold: one guest may use all of it.
+    pub fn largest_mib(self) -> u64 {
+        self.memory_mib_free.saturating_sub(self.overhead_mib)
+    }
+
+    fn has_memory(self, ask: Ask) -> bool {
+        self.reserved_mib(ask) <= self.memory_mib_free
+    }
+
+    /// Memory and processors of the empty node suffice. Start slots come and go with every start; they say nothing about
+    /// size.
     fn large_enough(self, ask: Ask) -> bool {
-        ask.cpus <= self.max_cpus && self.has_memory(ask)
+        ask.cpus <= self.max_cpus && u64::from(ask.memory_mib) <= self.largest_mib()
     }
 }
 
@@ -93,7 +109,8 @@ pub fn why_waiting(empty: &[Room], now: &[Room], ahead: u64, ask: Ask) -> Option
     if now.iter().any(|room| choose(*room, &[ask]).is_some()) {
         return None;
     }
-    Some(if ever_fits(now, ask) { Waiting::StartSlots } else { Waiting::Memory })
+    let memory = now.iter().any(|room| ask.cpus <= room.max_cpus && room.has_memory(ask));
+    Some(if memory { Waiting::StartSlots } else { Waiting::Memory })
 }
 
 #[cfg(test)]
@@ -103,7 +120,7 @@ mod tests {
     use super::*;
 
     fn room(memory_mib_free: u64, start_slots_free: u32) -> Room {
-        Room { memory_mib_free, start_slots_free, max_cpus: 4, overhead_mib: 96 }
+        Room { memory_mib_free, start_slots_free, max_cpus: 4, overhead_mib: 96, overcommit: Overcommit::NEVER }
     }
 
     fn ask(memory_mib: u32) -> Ask {
@@ -114,6 +131,13 @@ mod tests {
     fn the_head_is_taken_or_waited_for() {
         assert_eq!(choose(room(608, 1), &[ask(512), ask(64)]), Some(0));
         assert_eq!(choose(room(607, 1), &[ask(512), ask(64)]), None, "nothing overtakes the head");
+        let twice = Room { overcommit: Overcommit::from_hundredths(200).unwrap(), ..room(352, 1) };
+        assert_eq!(choose(twice, &[ask(512)]), Some(0), "half of it, and the hypervisor whole");
+        assert_eq!(choose(twice, &[ask(513)]), None);
+        assert!(
+            ever_fits(&[twice], ask(256)) && !ever_fits(&[twice], ask(257)),
+            "one guest may use all that it is promised"
+        );
         assert_eq!(choose(room(9999, 0), &[ask(64)]), None);
         assert_eq!(choose(room(9999, 1), &[]), None);
         let wide = Ask { memory_mib: 64, cpus: 5 };
@@ -133,12 +157,13 @@ mod tests {
     }
 
     fn rooms() -> impl Strategy<Value = Room> {
-        (0..4096u64, 0..4u32, 1..9u32, 0..200u64).prop_map(
-            |(memory_mib_free, start_slots_free, max_cpus, overhead_mib)| Room {
+        (0..4096u64, 0..4u32, 1..9u32, 0..200u64, 100..=1000u32).prop_map(
+            |(memory_mib_free, start_slots_free, max_cpus, overhead_mib, hundredths)| Room {
                 memory_mib_free,
                 start_slots_free,
                 max_cpus,
                 overhead_mib,
+                overcommit: Overcommit::from_hundredths(hundredths).unwrap_or_default(),
             },
         )
     }
@@ -157,7 +182,8 @@ mod tests {
             while let Some(index) = choose(room, &asks) {
                 let ask = asks.remove(index);
                 prop_assert!(ask.cpus <= whole.max_cpus);
-                sold += u64::from(ask.memory_mib) + whole.overhead_mib;
+                sold += (f64::from(ask.memory_mib) * 100.0 / f64::from(whole.overcommit.hundredths())).ceil() as u64;
+                sold += whole.overhead_mib;
                 taken += 1;
                 prop_assert!(sold <= whole.memory_mib_free && taken <= whole.start_slots_free);
                 room.memory_mib_free = whole.memory_mib_free - sold;
@@ -173,7 +199,7 @@ mod tests {
                 Some(index) => prop_assert!(!asks[..index].iter().any(runs_here)),
                 None => {
                     let head_fits = asks.iter().find(|a| runs_here(a)).is_some_and(|a| {
-                        room.start_slots_free > 0 && u64::from(a.memory_mib) + room.overhead_mib <= room.memory_mib_free
+                        room.start_slots_free > 0 && room.reserved_mib(*a) <= room.memory_mib_free
                     });
                     prop_assert!(!head_fits);
                 }
@@ -193,7 +219,7 @@ mod tests {
         fn a_reason_exactly_when_it_is_not_taken(now in rooms(), used in 0..4096u64, asks in asks()) {
             let empty = Room { memory_mib_free: now.memory_mib_free + used, start_slots_free: 4, ..now };
             for ask in asks {
-                let taken = choose(now, &[ask]).is_some();
+                let taken = ever_fits(&[empty], ask) && choose(now, &[ask]).is_some();
                 prop_assert_eq!(why_waiting(&[empty], &[now], 0, ask).is_none(), taken);
             }
         }

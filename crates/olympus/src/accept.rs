@@ -154,10 +154,10 @@ pub(crate) fn check_fits(nodes: &[NodeRecord], spec: &SandboxSpec) -> Result<(),
     if moirai::ever_fits(&rooms, moirai::Ask { memory_mib: spec.memory_mib, cpus: spec.cpus }) {
         return Ok(());
     }
-    let most_memory = nodes.iter().map(|n| n.memory_mib.saturating_sub(n.overhead_mib)).max().unwrap_or(0);
+    let most_memory = rooms.iter().map(|room| room.largest_mib()).max().unwrap_or(0);
     let most_cpus = nodes.iter().map(|n| n.max_cpus).max().unwrap_or(0);
     let (field, detail) = if u64::from(spec.memory_mib) > most_memory || spec.cpus <= most_cpus {
-        ("memory_mib", format!("{} MiB asked for; the largest node has {most_memory} MiB", spec.memory_mib))
+        ("memory_mib", format!("{} MiB asked for; the largest node gives a sandbox {most_memory} MiB", spec.memory_mib))
     } else {
         ("cpus", format!("{} asked for; the largest node gives a sandbox {most_cpus}", spec.cpus))
     };

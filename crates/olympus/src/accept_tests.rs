@@ -1,4 +1,4 @@
-use tartarus_types::{Ground, Language, NodeId, Timestamp};
+use tartarus_types::{Ground, Language, NodeId, Overcommit, Timestamp};
 
 use super::*;
 
@@ -39,6 +39,7 @@ fn node(memory_mib: u64, max_cpus: u32) -> NodeRecord {
         id: NodeId::random(),
         memory_mib,
         overhead_mib: 96,
+        overcommit: Overcommit::NEVER,
         start_slots: 2,
         max_cpus,
         seen_at: Timestamp(0),

@@ -32,6 +32,7 @@ impl ControlPlane for Olympus {
             id: node.id,
             memory_mib: node.memory_mib,
             overhead_mib: node.overhead_mib,
+            overcommit: node.overcommit,
             start_slots: node.start_slots,
             max_cpus: node.max_cpus,
             seen_at: self.now(),

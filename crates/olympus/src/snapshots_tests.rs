@@ -1,6 +1,6 @@
 //! Every state of a snapshot, and what follows from it.
 
-use tartarus_types::{NodeId, SandboxId, TemplateSpec, Timestamp};
+use tartarus_types::{NodeId, Overcommit, SandboxId, TemplateSpec, Timestamp};
 
 use super::*;
 
@@ -59,6 +59,7 @@ fn known(stored: Option<Vec<SnapshotInfo>>, maker: Option<Record>) -> Known {
         id: NodeId::random(),
         memory_mib: 2048,
         overhead_mib: 96,
+        overcommit: Overcommit::NEVER,
         start_slots: 2,
         max_cpus: 4,
         seen_at: Timestamp(0),

@@ -11,6 +11,7 @@ pub(crate) fn room(node: &NodeRecord, reserved_mib: u64, starting: u32) -> Room 
         start_slots_free: node.start_slots.saturating_sub(starting),
         max_cpus: node.max_cpus,
         overhead_mib: node.overhead_mib,
+        overcommit: node.overcommit,
     }
 }
 
@@ -38,14 +39,12 @@ pub(crate) fn why(
         format!("too many sandboxes are starting ({slots} start slot{s})")
     };
     let overhead = nodes.iter().map(|node| node.overhead_mib).min().unwrap_or(0);
+    let reserved = empty.iter().map(|room| room.reserved_mib(ask)).min().unwrap_or(0);
     Some(match why_waiting(&empty, &now, ahead, ask)? {
         Waiting::NoNode => "no node has registered yet".to_owned(),
         Waiting::TooLarge => format!("no node is large enough for {} x {} MiB", spec.cpus, spec.memory_mib),
         Waiting::Memory => {
-            format!(
-                "no node has {} MiB free ({overhead} MiB of it for the hypervisor)",
-                u64::from(spec.memory_mib) + overhead
-            )
+            format!("no node has {reserved} MiB free ({overhead} MiB of it for the hypervisor)")
         }
         Waiting::StartSlots => starting(),
         Waiting::Turn => {
@@ -63,7 +62,7 @@ pub(crate) fn why(
 #[cfg(test)]
 mod tests {
     use hades::store::TemplateRecord;
-    use tartarus_types::{NodeId, Shape, TemplateSpec, Timestamp};
+    use tartarus_types::{NodeId, Overcommit, Shape, TemplateSpec, Timestamp};
 
     use super::*;
 
@@ -72,6 +71,7 @@ mod tests {
             id: NodeId::random(),
             memory_mib: 2048,
             overhead_mib: 96,
+            overcommit: Overcommit::NEVER,
             start_slots: 2,
             max_cpus: 4,
             seen_at: Timestamp(0),

@@ -7,6 +7,7 @@
 
 pub mod error;
 pub mod id;
+pub mod overcommit;
 pub mod sandbox;
 pub mod signal;
 pub mod spec;
@@ -14,6 +15,7 @@ pub mod units;
 
 pub use error::{ErrorCode, Refusal};
 pub use id::{ExecId, LeaseToken, NodeId, SandboxId};
+pub use overcommit::Overcommit;
 pub use sandbox::{Event, Outcome, Reason, State, step};
 pub use spec::{Ground, Language, Limits, RunnerSpec, SandboxSpec, Shape, SnapshotUse, TemplateSpec, Warm};
 pub use units::{MIB, Timestamp};

@@ -36,14 +36,14 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Starts it and gives it kernel and image, but no template.
-    pub(super) fn start(scratch: &Scratch, binary: &Path, tar: &Path) -> Result<Self> {
+    /// Starts it with these options and gives it kernel and image, but no template.
+    pub(super) fn start(scratch: &Scratch, binary: &Path, tar: &Path, options: &[&str]) -> Result<Self> {
         let dir = scratch.folder("tartarus")?;
         let data = dir.join("data");
         let log_path = dir.join("log");
         let log = File::create(&log_path).with_context(|| format!("cannot write {}", log_path.display()))?;
         let mut words = Command::new(binary);
-        words.args(["up", "--listen", "127.0.0.1:0", "--data"]).arg(&data);
+        words.args(["up", "--listen", "127.0.0.1:0", "--data"]).arg(&data).args(options);
         let mut daemon = Daemon::spawn(&words, Duration::from_secs(60), |command| {
             command.env("XDG_STATE_HOME", dir.join("state")).stdout(Stdio::piped()).stderr(log);
         })?;

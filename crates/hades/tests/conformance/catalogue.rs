@@ -1,5 +1,5 @@
 use hades::{ImageRecord, KernelRecord, NewSandbox, NodeRecord, Store, StoreError, TemplateRecord};
-use tartarus_types::TemplateSpec;
+use tartarus_types::{Overcommit, TemplateSpec};
 
 use super::*;
 
@@ -112,8 +112,15 @@ pub(crate) async fn nodes(s: &impl Store) {
     s.upsert_node(first.clone()).await.unwrap();
     let known = s.nodes().await.unwrap();
     assert_eq!(known, [NodeRecord { reserved_mib: 0, starting: 0, ..first.clone() }], "reservations are the store's");
-    let grown =
-        NodeRecord { memory_mib: 1 << 30, overhead_mib: 96, start_slots: 1, max_cpus: 64, seen_at: at(1), ..node() };
+    let grown = NodeRecord {
+        memory_mib: 1 << 30,
+        overhead_mib: 96,
+        overcommit: Overcommit::from_hundredths(250).unwrap(),
+        start_slots: 1,
+        max_cpus: 64,
+        seen_at: at(1),
+        ..node()
+    };
     s.upsert_node(NodeRecord { id: first.id.clone(), ..grown.clone() }).await.unwrap();
     assert_eq!(s.nodes().await.unwrap(), [NodeRecord { id: first.id, ..grown }]);
 }

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use hades::{Candidate, KillAsked, ListFilter, NewSandbox, NodeRecord, QueueRules, Record, Store, StoreError};
 use proptest::prelude::*;
 use tartarus_types::sandbox::Denied;
-use tartarus_types::{Event, LeaseToken, NodeId, Outcome, Reason, SandboxId, State, Timestamp, step};
+use tartarus_types::{Event, LeaseToken, NodeId, Outcome, Overcommit, Reason, SandboxId, State, Timestamp, step};
 
 use super::{T0, exited, first_fit, new, node, spec};
 
@@ -136,7 +136,7 @@ impl World {
     fn node(&self, index: usize) -> NodeRecord {
         let mut node = self.nodes[index].clone();
         for s in self.sandboxes.iter().filter(|s| s.held() && s.record.node.as_ref() == Some(&node.id)) {
-            node.reserved_mib += u64::from(s.record.spec.memory_mib) + node.overhead_mib;
+            node.reserved_mib += node.overcommit.reserved_mib(s.record.spec.memory_mib) + node.overhead_mib;
             node.starting += u32::from(matches!(s.record.state, State::Scheduled | State::Preparing));
         }
         assert!(node.reserved_mib <= node.memory_mib && node.starting <= node.start_slots, "oversold: {node:?}");
@@ -404,7 +404,8 @@ impl World {
 /// Runs `ops` on an empty store made with [`RULES`]; `check` looks at what the traits do not show, after every step.
 pub(crate) async fn run(store: &impl Store, ops: &[Op], check: impl Fn()) {
     let large = NodeRecord { start_slots: 3, ..node() };
-    let small = NodeRecord { id: NodeId::random(), memory_mib: 400, start_slots: 1, ..node() };
+    let overcommit = Overcommit::from_hundredths(130).unwrap();
+    let small = NodeRecord { id: NodeId::random(), memory_mib: 400, start_slots: 1, overcommit, ..node() };
     let nodes = vec![large, small];
     for node in &nodes {
         store.upsert_node(node.clone()).await.unwrap();

@@ -10,7 +10,7 @@ mod runs;
 use std::collections::BTreeMap;
 
 use hades::{Accepted, Candidate, KillAsked, Leased, NewSandbox, NodeRecord, QueueRules, Record, Store};
-use tartarus_types::{NodeId, Outcome, Reason, SandboxId, SandboxSpec, SnapshotUse, Timestamp};
+use tartarus_types::{NodeId, Outcome, Overcommit, Reason, SandboxId, SandboxSpec, SnapshotUse, Timestamp};
 
 /// The moment at which every case begins.
 pub(crate) const T0: Timestamp = Timestamp(1_700_000_000_000_000);
@@ -98,6 +98,7 @@ pub(crate) fn node() -> NodeRecord {
         id: NodeId::random(),
         memory_mib: 1_000,
         overhead_mib: 10,
+        overcommit: Overcommit::NEVER,
         start_slots: 100,
         max_cpus: 4,
         seen_at: T0,
@@ -120,7 +121,9 @@ pub(crate) fn oldest(_: &NodeRecord, candidates: &[Candidate]) -> Option<usize> 
 /// Takes the oldest that fits.
 pub(crate) fn first_fit(node: &NodeRecord, candidates: &[Candidate]) -> Option<usize> {
     let free = node.memory_mib.saturating_sub(node.reserved_mib);
-    let fits = |c: &Candidate| u64::from(c.memory_mib) + node.overhead_mib <= free && c.cpus <= node.max_cpus;
+    let fits = |c: &Candidate| {
+        node.overcommit.reserved_mib(c.memory_mib) + node.overhead_mib <= free && c.cpus <= node.max_cpus
+    };
     if node.starting < node.start_slots { candidates.iter().position(fits) } else { None }
 }
 

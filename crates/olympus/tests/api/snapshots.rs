@@ -5,7 +5,7 @@ use std::time::Duration;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tartarus_api::node::{Assignment, ControlPlane, Node, NodeInfo, Report, SnapshotInfo, Verdict};
-use tartarus_types::{Shape, SnapshotUse};
+use tartarus_types::{Overcommit, Shape, SnapshotUse};
 
 use crate::support::{Bench, id, now, problem};
 
@@ -68,7 +68,14 @@ async fn soon(what: &str, reached: impl AsyncFn() -> bool) {
 }
 
 fn node(bench: &Bench) -> NodeInfo {
-    NodeInfo { id: bench.node_id.clone(), memory_mib: 2048, overhead_mib: 96, start_slots: 2, max_cpus: 4 }
+    NodeInfo {
+        id: bench.node_id.clone(),
+        memory_mib: 2048,
+        overhead_mib: 96,
+        overcommit: Overcommit::NEVER,
+        start_slots: 2,
+        max_cpus: 4,
+    }
 }
 
 async fn restarted(bench: &Bench) {

@@ -10,7 +10,7 @@ use olympus::{Olympus, Settings};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use tartarus_api::node::{Assignment, ControlPlane, Node, NodeInfo, Progress, Report, Verdict};
-use tartarus_types::{NodeId, Outcome, Reason, SandboxId, TemplateSpec, Timestamp, Warm};
+use tartarus_types::{NodeId, Outcome, Overcommit, Reason, SandboxId, TemplateSpec, Timestamp, Warm};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -57,8 +57,14 @@ impl Bench {
         let kernel = hades::store::KernelRecord { digest: KERNEL.into(), release, size, created_at };
         bench.store.put_kernel(kernel).await.unwrap();
         bench.olympus.attach_node(bench.node.clone() as Arc<dyn Node>).ok().unwrap();
-        let info =
-            NodeInfo { id: bench.node_id.clone(), memory_mib: 2048, overhead_mib: 96, start_slots: 2, max_cpus: 4 };
+        let info = NodeInfo {
+            id: bench.node_id.clone(),
+            memory_mib: 2048,
+            overhead_mib: 96,
+            overcommit: Overcommit::NEVER,
+            start_slots: 2,
+            max_cpus: 4,
+        };
         bench.olympus.register(info, &[]).await.unwrap();
         let spec = TemplateSpec {
             image: IMAGE.into(),

@@ -1,4 +1,5 @@
--- A sandbox may be paused; one may make a golden snapshot; the oldest that ended are found without a scan. A CHECK cannot
+-- A sandbox may be paused; one may make a golden snapshot; the oldest that ended are found without a scan; a node's memory
+-- may be sold more than once. A CHECK cannot
 -- be altered, so the table is made anew; foreign keys are off while this runs, and `seq` stays what it was.
 
 CREATE TABLE sandboxes_new (
@@ -48,3 +49,6 @@ CREATE INDEX sandboxes_held ON sandboxes (node, state, memory_mib) WHERE token I
 CREATE INDEX sandboxes_ended ON sandboxes (ended_at, seq) WHERE ended_at IS NOT NULL;
 CREATE INDEX sandboxes_makes ON sandboxes (makes, seq) WHERE makes IS NOT NULL;
 CREATE UNIQUE INDEX sandboxes_making ON sandboxes (makes) WHERE makes IS NOT NULL AND ended_at IS NULL;
+
+-- In hundredths.
+ALTER TABLE nodes ADD COLUMN overcommit INTEGER NOT NULL DEFAULT 100 CHECK (overcommit BETWEEN 100 AND 1000);
