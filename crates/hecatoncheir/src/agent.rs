@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::ledger::{Ledger, make_dir};
 use crate::output::LogLimits;
-use crate::sandbox::{self, Context, Handle, KillReason, Request};
+use crate::sandbox::{self, Context, Dying, Handle, KillReason, Request};
 use crate::workshop::Workshop;
 
 /// Leases are renewed this often; the control plane gives them several times as long.
@@ -71,7 +71,15 @@ impl Agent {
     pub fn open(parts: Parts) -> std::io::Result<Arc<Self>> {
         let Parts { info, control, workshop, sandboxes, logs, limits, clock } = parts;
         make_dir(&logs)?;
-        let ctx = Context { control, workshop, ledger: Ledger::open(sandboxes)?, logs, limits, clock };
+        let ctx = Context {
+            control,
+            workshop,
+            ledger: Ledger::open(sandboxes)?,
+            logs,
+            limits,
+            dying: Dying::default(),
+            clock,
+        };
         let agent = Arc::new(Self {
             ctx,
             info,

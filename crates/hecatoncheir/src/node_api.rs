@@ -105,7 +105,7 @@ impl Node for LocalNode {
         let (reply, answer) = oneshot::channel();
         if let Some(handle) = self.agent.handle(sandbox) {
             // A task that has just ended drops the request, and with it the reply.
-            let _ = handle.requests.send(Request::Log { target: target.clone(), follow: request.follow, reply }).await;
+            let _ = handle.requests.send(Request::Log { target: target.clone(), reply }).await;
         } else {
             drop(reply);
         }

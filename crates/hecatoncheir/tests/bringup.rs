@@ -79,6 +79,46 @@ async fn a_kill_signals_the_command_and_is_its_outcome() {
     node.stopped_clean().await;
 }
 
+/// Nobody waits for the hypervisor's death to hear of the end; the next machine does, and the folder.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_is_told_while_the_hypervisor_dies_and_the_next_one_waits() {
+    let first = assignment(&["echo", "hello"], 10_000);
+    let home = first.sandbox.clone();
+    let node = node(first, Some(Step::SlowDeath), false);
+    let report = node.control.until(final_report).await;
+    assert_eq!(reason(&report), Some(Reason::Exited));
+    let folder = node.dir.path().join("sandboxes").join(home.as_str());
+    assert!(folder.exists() && node.workshop.running() == 1, "it is still there");
+    let handed = std::time::Instant::now();
+    node.control.give(assignment(&["echo", "hello"], 10_000));
+    node.control.until_count(|r| *r == Report::Preparing, 2).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(node.workshop.booted(), 1, "a second machine was started beside one that dies");
+    node.workshop.fail_at(None);
+    node.control.until_count(final_report, 2).await;
+    assert!(handed.elapsed() < Duration::from_secs(4), "it waited for a machine that was gone");
+    assert_eq!(node.workshop.booted(), 2);
+    node.stopped_clean().await;
+}
+
+/// One that never dies holds up the next one for a while, and none after that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hypervisor_that_cannot_be_killed_does_not_stop_the_node() {
+    let node = node(assignment(&["echo", "hello"], 10_000), Some(Step::SlowDeath), false);
+    node.control.until(final_report).await;
+    node.control.give(assignment(&["echo", "hello"], 20_000));
+    let began = std::time::Instant::now();
+    node.control.until_count(|r| *r == Report::Begin, 2).await;
+    assert!(began.elapsed() >= Duration::from_secs(4), "it was not waited for");
+    // So that what is left of the second is not in the way of the third; the first stays.
+    node.control.until_count(final_report, 2).await;
+    node.control.give(assignment(&["echo", "hello"], 20_000));
+    node.control.until_count(|r| *r == Report::Begin, 3).await;
+    assert!(began.elapsed() < Duration::from_secs(14), "{:?}", began.elapsed());
+    node.workshop.fail_at(None);
+    node.stopped_clean().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn stopping_the_node_ends_its_sandboxes() {
     let node = node(assignment(&["sleep"], 10_000), None, false);

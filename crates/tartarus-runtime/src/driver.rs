@@ -215,7 +215,8 @@ pub trait Vm: Send + Sync + 'static {
     /// When the hypervisor does not answer, or a file cannot be written.
     async fn save(&self, state: File, memory: File) -> Result<(), RuntimeError>;
 
-    /// Ends the hypervisor now. Returns when the order is given; [`Vm::wait`] tells when it is carried out.
+    /// Ends the hypervisor now. Returns when the order was given, and will be read whatever becomes of this process;
+    /// [`Vm::wait`] tells when it was.
     async fn kill(&self);
 
     /// Waits for the hypervisor's end. May be called any number of times.

@@ -57,6 +57,8 @@ pub enum Step {
     Pause,
     /// The machine does not go on.
     Resume,
+    /// The hypervisor is not gone when it is killed, but when this does not fail any more.
+    SlowDeath,
 }
 
 impl Step {
@@ -320,7 +322,17 @@ impl Vm for FakeVm {
     }
 
     async fn kill(&self) {
-        self.end(Cause::Ordered, "killed by SIGKILL");
+        if !self.workshop.fails(Step::SlowDeath) {
+            return self.end(Cause::Ordered, "killed by SIGKILL");
+        }
+        let (workshop, exit) = (self.workshop.clone(), self.exit.clone());
+        tokio::spawn(async move {
+            while workshop.fails(Step::SlowDeath) {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+            let vm = FakeVm { workshop, exit, paused: AtomicBool::new(false) };
+            vm.end(Cause::Ordered, "killed by SIGKILL");
+        });
     }
 
     async fn wait(&self) -> VmExit {

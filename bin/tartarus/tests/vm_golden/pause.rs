@@ -1,11 +1,14 @@
 //! Standing still.
 
+use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
 
 use crate::harness::Server;
 use crate::world::{running, sh};
 
 const COUNT: &str = "i=0; while true; do echo $i; i=$((i+1)); sleep 0.1; done";
+/// The same without a rest: whenever the machine goes on, it writes.
+const WRITE: &str = "i=0; while true; do echo $i; i=$((i+1)); done";
 
 fn lines(server: &Server, id: &str) -> usize {
     server.ok(&["logs", id]).lines().count()
@@ -58,13 +61,20 @@ fn an_exec_waits_for_the_machine_to_go_on() {
 #[test]
 fn it_stands_still_over_the_servers_death_and_can_be_ended() {
     let mut server = Server::start();
-    let id = server.ok(&["run", "--detach", "busybox", "--", "sh", "-c", COUNT]);
+    let id = server.ok(&["run", "--detach", "busybox", "--", "sh", "-c", WRITE]);
     server.until(&id, &["running"]);
+    while lines(&server, &id) < 1 {
+        std::thread::sleep(Duration::from_millis(50));
+    }
     server.ok(&["pause", &id]);
     server.kill9();
     server.spawn();
     assert_eq!(server.json(&["inspect", &id, "--json"])["state"], "paused");
     let before = lines(&server, &id);
+    // What is stored is shown at once, and more is waited for.
+    let mut follower = server.cli(&["logs", "--follow", &id]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut followed = BufReader::new(follower.stdout.take().unwrap()).lines();
+    assert_eq!(followed.next().unwrap().unwrap(), "0");
     // Longer than a lease: it is renewed for what stands still as well.
     std::thread::sleep(Duration::from_secs(35));
     assert_eq!(server.json(&["inspect", &id, "--json"])["state"], "paused");
@@ -75,11 +85,14 @@ fn it_stands_still_over_the_servers_death_and_can_be_ended() {
         assert!(Instant::now() < end, "it does not go on; server:\n{}", server.log());
         std::thread::sleep(Duration::from_millis(100));
     }
+    let next = followed.nth(before - 1).unwrap().unwrap();
+    assert_eq!(next, before.to_string(), "whoever followed while it stood still misses nothing");
     server.ok(&["pause", &id]);
     let begin = Instant::now();
     server.ok(&["kill", &id]);
     server.until(&id, &["killed"]);
     assert!(begin.elapsed() < Duration::from_secs(10));
+    assert!(crate::harness::wait(&mut follower, Duration::from_secs(10)).success(), "it hears of the end");
     server.nothing_left();
 
     let id = running(&server, &["busybox"]);

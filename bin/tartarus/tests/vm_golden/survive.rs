@@ -84,6 +84,65 @@ fn a_hypervisor_killed_while_it_is_warmed_up_leaves_no_snapshot() {
     server.nothing_left();
 }
 
+/// Whenever the server is killed on the way from the request to the command: it runs in the end, and once.
+#[test]
+fn a_server_killed_while_it_restores_runs_the_command_once() {
+    let mut server = Server::start();
+    template(&server, "t", &["--warm", "echo w > /w"]);
+    let mut steps = BTreeSet::new();
+    for wait in [0, 10, 20, 30, 50, 70, 90, 120, 160, 220, 300, 400] {
+        server.nothing_left();
+        let id = server.ok(&["run", "--detach", "t", "--", "sh", "-c", "cat /w; sleep 0.3"]);
+        std::thread::sleep(Duration::from_millis(wait));
+        server.kill9();
+        // What it had come to: no process, a supervisor, a hypervisor as well; a command that was let begin.
+        let home = server.data.join("sandboxes").join(&id);
+        steps.insert((server.processes().len(), home.join("begun").exists()));
+        server.spawn();
+        let record = server.until(&id, &["succeeded", "failed", "lost", "timed_out", "killed"]);
+        assert_eq!(record["state"], "succeeded", "killed after {wait} ms: {record}\n{}", server.log());
+        assert_eq!(server.ok(&["logs", &id]), "w", "killed after {wait} ms: {record}");
+        let phases = record["phases"].as_array().unwrap();
+        assert_eq!(phases.iter().filter(|phase| phase["name"] == "command_started").count(), 1, "{record}");
+    }
+    assert!(steps.len() > 1, "it was killed at one step only: {steps:?}");
+    server.nothing_left();
+}
+
+/// A hypervisor or a supervisor that is killed while it loads the snapshot costs one attempt.
+#[test]
+fn a_machine_killed_while_it_restores_is_started_again() {
+    let server = Server::start();
+    for of in ["qemu-system", " supervise "] {
+        // A kill that came too late, when the command had begun, counts as the hypervisor's end: that is another test's.
+        let hit = (0..8).any(|round| {
+            let name = format!("t{}{round}", of.len());
+            template(&server, &name, &["--warm", "echo w > /w"]);
+            server.nothing_left();
+            let mut run = server.cli(&["run", &name, "--", "cat", "/w"]);
+            let run = run.stdout(std::process::Stdio::piped()).spawn().unwrap();
+            let end = Instant::now() + Duration::from_secs(20);
+            let pid = loop {
+                assert!(Instant::now() < end, "no process of it was seen");
+                if let Some((pid, _)) = server.processes().into_iter().find(|(_, command)| command.contains(of)) {
+                    break pid;
+                }
+            };
+            signal(pid, "KILL");
+            let output = run.wait_with_output().unwrap();
+            let record = newest(&server);
+            if record["attempts"] != 2 {
+                return false;
+            }
+            assert!(output.status.success() && output.stdout == b"w\n", "{name}: {record}");
+            assert!(started_from(&record).starts_with("cold boot"), "it is not tried again at once: {record}");
+            true
+        });
+        assert!(hit, "no kill of {of} came in time");
+    }
+    server.nothing_left();
+}
+
 /// Clones that were there before and clones that come after share one copy, and nothing is lost with the server.
 #[test]
 fn clones_and_their_shared_memory_survive_the_server() {

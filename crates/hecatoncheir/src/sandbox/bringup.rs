@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tartarus_api::node::{Assignment, StartedFrom};
 use tartarus_guest::HelloAck;
-use tartarus_runtime::{Adopted, Deadlines, RuntimeError, Vm, VmExit};
+use tartarus_runtime::{Adopted, Channel, Deadlines, RuntimeError, Vm, VmExit};
 use tokio::sync::mpsc;
 
 use super::Context;
@@ -20,6 +20,11 @@ const EVENTS: usize = 64;
 /// Beyond the start deadline, before the supervisor ends a machine that its agent forgot.
 const SUPERVISOR_SLACK_MS: u64 = 10_000;
 
+/// A guest that does not answer an agent that takes it over for so long is connected to anew, then after twice as long:
+/// a QEMU whose last client went away while it wrote may never write to the next one. It takes the guest's port for full,
+/// and nothing but another end of a connection tells it otherwise (7.2, `flush_buf` and `virtio_serial_close`).
+const REDIAL: Duration = Duration::from_secs(3);
+
 /// Files are there; nothing runs.
 pub(super) struct Prepared {
     ready: Ready,
@@ -28,6 +33,8 @@ pub(super) struct Prepared {
 /// The machine runs; its guest may not have booted yet.
 pub(super) struct Launched {
     pub(super) vm: Box<dyn Vm>,
+    /// A connection to the guest that nothing was said on.
+    pub(super) line: Option<Box<dyn Channel>>,
     /// What it shares with other machines.
     pub(super) hold: Hold,
     /// The snapshot's files, which the hypervisor may not have opened yet.
@@ -97,46 +104,17 @@ impl Prepared {
         match start {
             Start::Cold { files, .. } => {
                 let vm = driver.boot(&machine, deadlines).await.map_err(CannotStart::retry)?;
-                Ok(Launched { vm, hold: Hold::default(), files, origin: Origin::Booted })
+                Ok(Launched { vm, line: None, hold: Hold::default(), files, origin: Origin::Booted })
             }
             Start::Snapshot { from, hold, files, .. } => {
                 let vm = driver.restore(&machine, from, deadlines).await.map_err(CannotStart::retry)?;
-                Ok(Launched { vm, hold, files, origin: Origin::Restored })
+                Ok(Launched { vm, line: None, hold, files, origin: Origin::Restored })
             }
         }
     }
 }
 
 impl Launched {
-    /// Waits for the guest's answer and makes it ready where it booted, for as long as the caller lets it: dropping this
-    /// future leaves `self` whole.
-    pub(super) async fn greet(
-        &self,
-        task: Identified<'_>,
-    ) -> Result<(GuestLink, mpsc::Receiver<GuestEvent>, HelloAck), CannotStart> {
-        let channel = self.vm.channel().await.map_err(CannotStart::retry)?;
-        let (tell, mut events) = mpsc::channel(EVENTS);
-        let restored = self.origin == Origin::Restored;
-        let identity = Identity { restored, ..task.identity };
-        let (link, ack) = match link::open(channel, identity, tell).await {
-            Ok(opened) => opened,
-            Err(LinkError::Io(_)) => {
-                // The machine is ending, and its exit says more than a cut connection.
-                return match tokio::time::timeout(Duration::from_secs(5), self.vm.wait()).await {
-                    Ok(exit) => Err(ended(&exit)),
-                    Err(_) => Err(CannotStart::retry("the connection to the guest was cut")),
-                };
-            }
-            // A guest that says it cannot be set up, or speaks another protocol, will say so again.
-            Err(e) => return Err(CannotStart::never(e)),
-        };
-        if self.origin == Origin::Booted && !task.begun && task.assignment.spec.warm.is_some() {
-            let Assignment { spec, token, .. } = task.assignment;
-            warm_up(&link, &mut events, spec, token.as_str()).await?;
-        }
-        Ok((link, events, ack))
-    }
-
     pub(super) fn greeted(self, link: GuestLink, events: mpsc::Receiver<GuestEvent>, ack: HelloAck) -> Greeted {
         let Self { vm, hold, files, .. } = self;
         // It runs, so its hypervisor has opened what it needs.
@@ -148,6 +126,52 @@ impl Launched {
         self.vm.kill().await;
         self.vm.wait().await;
     }
+}
+
+/// What a greeting comes to.
+type Greeting = (GuestLink, mpsc::Receiver<GuestEvent>, HelloAck);
+
+/// Waits for the guest's answer, on `line` or a connection of its own, and makes it ready where it booted, for as long as
+/// the caller lets it: dropping this future leaves the machine as it is.
+pub(super) async fn greet(
+    vm: &dyn Vm,
+    origin: Origin,
+    mut line: Option<Box<dyn Channel>>,
+    task: Identified<'_>,
+) -> Result<Greeting, CannotStart> {
+    let identity = Identity { restored: origin == Origin::Restored, ..task.identity };
+    let mut patience = REDIAL;
+    let (link, mut events, ack) = loop {
+        let channel = match line.take() {
+            Some(line) => line,
+            None => vm.channel().await.map_err(CannotStart::retry)?,
+        };
+        let (tell, events) = mpsc::channel(EVENTS);
+        let opening = link::open(channel, identity.clone(), tell);
+        // One that boots answers when it has booted; one that was spoken to before, soon.
+        let opened = match task.begun {
+            true => tokio::time::timeout(patience, opening).await,
+            false => Ok(opening.await),
+        };
+        match opened {
+            Ok(Ok((link, ack))) => break (link, events, ack),
+            Ok(Err(LinkError::Io(_))) => {
+                // The machine is ending, and its exit says more than a cut connection.
+                return match tokio::time::timeout(Duration::from_secs(5), vm.wait()).await {
+                    Ok(exit) => Err(ended(&exit)),
+                    Err(_) => Err(CannotStart::retry("the connection to the guest was cut")),
+                };
+            }
+            // A guest that says it cannot be set up, or speaks another protocol, will say so again.
+            Ok(Err(e)) => return Err(CannotStart::never(e)),
+            Err(_) => patience *= 2,
+        }
+    };
+    if origin == Origin::Booted && !task.begun && task.assignment.spec.warm.is_some() {
+        let Assignment { spec, token, .. } = task.assignment;
+        warm_up(&link, &mut events, spec, token.as_str()).await?;
+    }
+    Ok((link, events, ack))
 }
 
 /// A machine that ended while it was started, in words.

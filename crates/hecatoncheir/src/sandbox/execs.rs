@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tartarus_api::node::{ExecSpec, Target};
-use tartarus_types::{ExecId, Outcome, SandboxId};
+use tartarus_types::{ExecId, Outcome, Reason, SandboxId};
 
 use crate::ledger::{make_dir, read_json, write_json};
 
@@ -49,6 +49,19 @@ pub(crate) fn stored_exec(
     let dir = log_dir(logs, sandbox, &Target::Exec(id.clone()));
     let Some(exec) = read_json::<StoredExec>(&dir.join(EXEC))? else { return Ok(None) };
     Ok(Some((exec.spec, read_json(&dir.join(OUTCOME))?)))
+}
+
+/// Writes the end of all that have none: their sandbox ended.
+pub(super) fn cut_all(logs: &Path, sandbox: &SandboxId) -> io::Result<()> {
+    for (exec, _) in all(logs, sandbox)?.into_iter().filter(|(_, outcome)| outcome.is_none()) {
+        put_outcome(&log_dir(logs, sandbox, &Target::Exec(exec.spec.id)), &cut())?;
+    }
+    Ok(())
+}
+
+/// How an exec ends that its sandbox did not wait for.
+pub(super) fn cut() -> Outcome {
+    Outcome::because(Reason::Killed, "its sandbox ended")
 }
 
 /// Every exec of a sandbox, and its end where it has one.

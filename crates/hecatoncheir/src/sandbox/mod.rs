@@ -7,6 +7,7 @@
 //! ```
 
 mod bringup;
+mod dying;
 mod ending;
 mod execs;
 mod make;
@@ -30,6 +31,7 @@ use crate::ledger::Ledger;
 use crate::output::{LiveLog, LogLimits};
 use crate::workshop::Workshop;
 
+pub(crate) use dying::Dying;
 pub(crate) use execs::{log_dir, stored_exec};
 pub(crate) use task::{adopt, fresh};
 
@@ -42,6 +44,7 @@ pub(crate) struct Context {
     /// Logs by sandbox; they outlive the sandboxes.
     pub(crate) logs: PathBuf,
     pub(crate) limits: LogLimits,
+    pub(crate) dying: Dying,
     pub(crate) clock: fn() -> Timestamp,
 }
 
@@ -99,8 +102,6 @@ pub(crate) enum Request {
     /// The log of a process, while it is written.
     Log {
         target: Target,
-        /// The reader waits for what is still to come.
-        follow: bool,
         reply: oneshot::Sender<Option<Arc<LiveLog>>>,
     },
 }

@@ -5,12 +5,13 @@
 use std::time::Duration;
 
 use tartarus_api::node::{Report, Verdict};
-use tartarus_runtime::{Deadlines, Vm};
+use tartarus_runtime::{Channel, Deadlines, Vm};
 use tartarus_types::{ErrorCode, Refusal, SnapshotUse};
 use tokio::time::Instant;
 
 use super::Request;
 use super::ending::{self, Asked};
+use super::serve::Opened;
 use super::steady::{SUPERVISOR_SLACK_MS, Steady};
 use super::task::{End, Task, stops};
 use crate::ledger::Pauses;
@@ -78,17 +79,24 @@ impl Steady {
 }
 
 impl Task {
-    /// A machine that was taken over stands still exactly when it shall: until somebody lets it go on, or ends it.
-    pub(super) async fn stand_still(&mut self, vm: &dyn Vm) -> Option<End> {
+    /// A machine that was taken over stands still exactly when it shall: until somebody lets it go on, or ends it. Gives a
+    /// connection to its guest that was made before it went on: a QEMU that stands still does not see its last client
+    /// go, and once it went on without one it would take the guest's port for full for ever.
+    pub(super) async fn stand_still(
+        &mut self,
+        vm: &dyn Vm,
+        opened: Option<&Opened>,
+    ) -> Result<Option<Box<dyn Channel>>, End> {
         let pauses = self.home.pauses();
         let Some(since) = pauses.since else {
             // An agent died while it made a snapshot, or between the order to go on and its report.
+            let line = vm.channel().await.ok();
             if let Err(e) = vm.resume().await {
                 tracing::warn!(sandbox = %self.assignment.sandbox, error = %e, "cannot be told to go on");
             }
             return match self.home.begun() {
-                true if self.report(Report::Resumed).await.is_none() => Some(End::Left),
-                _ => None,
+                true if self.report(Report::Resumed).await.is_none() => Err(End::Left),
+                _ => Ok(line),
             };
         };
         if let Err(e) = vm.pause().await {
@@ -98,14 +106,17 @@ impl Task {
         let _ = vm.set_deadlines(Deadlines::default()).await;
         match self.report(Report::Paused).await {
             Some(Verdict::Go) => {}
-            Some(Verdict::Abandon) => return Some(End::Abandoned),
-            None => return Some(End::Left),
+            Some(Verdict::Abandon) => return Err(End::Abandoned),
+            None => return Err(End::Left),
         }
+        let mut before = std::mem::take(&mut self.early);
         loop {
             let request = tokio::select! {
+                biased;
+                request = async { before.pop_front() }, if !before.is_empty() => request,
                 request = self.requests.recv() => request,
                 exit = vm.wait() => {
-                    return Some(End::Outcome(ending::of_machine(&exit, self.assignment.spec.has_command())));
+                    return Err(End::Outcome(ending::of_machine(&exit, self.assignment.spec.has_command())));
                 }
             };
             match request {
@@ -115,6 +126,7 @@ impl Task {
                     let wall_ms = self.assignment.spec.timeout_ms.map(|ms| ms.saturating_add(SUPERVISOR_SLACK_MS));
                     let idle_ms = self.assignment.spec.idle_timeout_ms.map(|ms| ms.saturating_add(SUPERVISOR_SLACK_MS));
                     let _ = vm.set_deadlines(Deadlines { wall_ms, idle_ms, lease_ms: None }).await;
+                    let line = vm.channel().await.ok();
                     let gone_on = async {
                         self.home.put_pauses(Pauses { since: None, total_ms }).map_err(Refusal::internal)?;
                         vm.resume().await.map_err(Refusal::internal)
@@ -127,31 +139,38 @@ impl Task {
                     let heard = if fine { self.report(Report::Resumed).await } else { Some(Verdict::Go) };
                     let _ = reply.send(gone_on);
                     match heard {
-                        None => return Some(End::Left),
-                        Some(Verdict::Abandon) => return Some(End::Abandoned),
-                        Some(Verdict::Go) if fine => return None,
+                        None => return Err(End::Left),
+                        Some(Verdict::Abandon) => return Err(End::Abandoned),
+                        Some(Verdict::Go) if fine => {
+                            self.early.append(&mut before);
+                            return Ok(line);
+                        }
                         Some(Verdict::Go) => {}
                     }
                 }
                 Some(Request::Pause { reply }) => drop(reply.send(Ok(()))),
-                // Nothing is written now, so what is stored is all.
-                Some(Request::Log { follow: false, reply, .. }) => drop(reply.send(None)),
                 // Nobody in there can hear a signal.
                 Some(Request::Kill { reason, .. }) => {
                     vm.kill().await;
                     vm.wait().await;
-                    return Some(End::Outcome(ending::outcome(None, Asked { kill: Some(reason), limit: None })));
+                    return Err(End::Outcome(ending::outcome(None, Asked { kill: Some(reason), limit: None })));
                 }
                 Some(request) => {
+                    let Some(request) = (match opened {
+                        Some(opened) => opened.serve(self, request),
+                        None => Some(request),
+                    }) else {
+                        continue;
+                    };
                     if let Some(end) = stops(request, &mut self.early) {
                         if !matches!(end, End::Left) {
                             vm.kill().await;
                             vm.wait().await;
                         }
-                        return Some(end);
+                        return Err(end);
                     }
                 }
-                None => return Some(End::Left),
+                None => return Err(End::Left),
             }
         }
     }

@@ -1,12 +1,13 @@
-//! What is asked of a sandbox in its steady state: commands beside the main one, their input, their signals.
+//! What is asked of a sandbox whose command may run: commands beside the main one, their input, signals and logs.
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 
 use tartarus_api::node::{ExecSpec, Target};
 use tartarus_guest::{Header, Kind, Start};
 use tartarus_types::{ErrorCode, ExecId, Outcome, Reason, Refusal, SandboxSpec, SnapshotUse};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::Request;
 use super::ending::Asked;
@@ -17,6 +18,9 @@ use super::task::Task;
 use super::warm::warm_start;
 use crate::link::OUTBOX;
 use crate::output::LiveLog;
+
+/// Notes of recorders that wait for the loop.
+const NOTES: usize = 64;
 
 impl Steady {
     pub(super) fn number_of(&self, target: &Target) -> Option<u32> {
@@ -31,13 +35,7 @@ impl Steady {
                 let _ = reply.send(self.exec(task, spec));
             }
             Request::ExecStatus { id, reply } => {
-                let found = self.number_of(&Target::Exec(id.clone())).and_then(|n| self.processes.get(&n));
-                let stored = execs::stored_exec(&task.ctx.logs, &task.assignment.sandbox, &id);
-                let answer = match (found, stored) {
-                    (Some(p), Ok(Some((spec, None)))) => Ok((spec, p.outcome.subscribe())),
-                    _ => Err(Refusal::not_found("exec", id.as_str())),
-                };
-                let _ = reply.send(answer);
+                let _ = reply.send(exec_status(task, &self.processes, &id));
             }
             Request::Signal { target, signal, reply } => {
                 self.used();
@@ -67,9 +65,8 @@ impl Steady {
                     self.fail(Reason::GuestDied, "the guest does not listen");
                 }
             }
-            Request::Log { target, reply, .. } => {
-                let log = self.number_of(&target).and_then(|n| self.processes.get(&n)).map(|p| p.log.clone());
-                let _ = reply.send(log);
+            Request::Log { target, reply } => {
+                let _ = reply.send(log_of(&self.processes, &target));
             }
             Request::Pause { reply } => {
                 let _ = reply.send(self.pause(task).await);
@@ -155,8 +152,54 @@ fn main_start(spec: &SandboxSpec, token: &str) -> Option<Start> {
     })
 }
 
+/// A sandbox's processes as this node keeps them: there before their guest can be spoken to, and when it stands still.
+pub(super) struct Opened {
+    pub(super) processes: BTreeMap<u32, Process>,
+    pub(super) notes: mpsc::Receiver<Note>,
+    pub(super) notes_tx: mpsc::Sender<Note>,
+    /// Why a log could not be opened.
+    pub(super) failed: Option<io::Error>,
+}
+
+impl Opened {
+    pub(super) fn new(task: &Task) -> Self {
+        let (notes_tx, notes) = mpsc::channel(NOTES);
+        let (processes, failed) = match open_processes(task, &notes_tx) {
+            Ok(processes) => (processes, None),
+            Err(e) => (BTreeMap::new(), Some(e)),
+        };
+        Self { processes, notes, notes_tx, failed }
+    }
+
+    /// Answers what needs no guest; gives any other request back.
+    pub(super) fn serve(&self, task: &Task, request: Request) -> Option<Request> {
+        match request {
+            Request::ExecStatus { id, reply } => drop(reply.send(exec_status(task, &self.processes, &id))),
+            Request::Log { target, reply } => drop(reply.send(log_of(&self.processes, &target))),
+            other => return Some(other),
+        }
+        None
+    }
+}
+
+fn log_of(processes: &BTreeMap<u32, Process>, target: &Target) -> Option<Arc<LiveLog>> {
+    processes.values().find(|p| p.target == *target).map(|p| p.log.clone())
+}
+
+fn exec_status(
+    task: &Task,
+    processes: &BTreeMap<u32, Process>,
+    id: &ExecId,
+) -> Result<(ExecSpec, watch::Receiver<Option<Outcome>>), Refusal> {
+    let found = processes.values().find(|p| matches!(&p.target, Target::Exec(of) if of == id));
+    match (found, execs::stored_exec(&task.ctx.logs, &task.assignment.sandbox, id)) {
+        (Some(p), Ok(Some((spec, None)))) => Ok((spec, p.outcome.subscribe())),
+        _ => Err(Refusal::not_found("exec", id.as_str())),
+    }
+}
+
 /// The main command and every exec that has not ended, their logs taken up where they end.
-pub(super) fn open_processes(task: &Task, notes: &mpsc::Sender<Note>) -> io::Result<BTreeMap<u32, Process>> {
+fn open_processes(task: &Task, notes: &mpsc::Sender<Note>) -> io::Result<BTreeMap<u32, Process>> {
     let spec = &task.assignment.spec;
     let mut processes = BTreeMap::new();
     if let Some(start) = main_start(spec, task.assignment.token.as_str()) {

@@ -12,16 +12,15 @@ use tokio::time::Instant;
 
 use super::bringup::Greeted;
 use super::ending::{self, Asked};
+use super::execs;
 use super::pause::Standstill;
 use super::process::{Note, Process, outcome_of};
-use super::serve::{highest_number, open_processes};
+use super::serve::{Opened, highest_number};
 use super::task::{End, Task};
 use super::{KillReason, Request};
 use crate::link::{GuestEvent, GuestLink};
 use crate::workshop::Hold;
 
-/// Notes of recorders that wait for the loop.
-const NOTES: usize = 64;
 /// The main command's number in the guest.
 pub(super) const MAIN: u32 = 0;
 /// After a time limit: for the killed command's last output to arrive.
@@ -39,7 +38,7 @@ const TOUCH: Duration = Duration::from_millis(500);
 pub(super) struct Steady {
     pub(super) vm: Box<dyn Vm>,
     /// What the machine shares with others.
-    _hold: Hold,
+    hold: Hold,
     pub(super) link: GuestLink,
     pub(super) events: mpsc::Receiver<GuestEvent>,
     notes: mpsc::Receiver<Note>,
@@ -73,19 +72,18 @@ pub(super) struct Steady {
 
 impl Steady {
     /// Takes over a greeted guest: attaches to what runs there, starts what does not yet.
-    pub(super) async fn new(task: &Task, greeted: Greeted) -> Self {
-        let (notes_tx, notes) = mpsc::channel(NOTES);
-        let opened = open_processes(task, &notes_tx);
+    pub(super) async fn new(task: &Task, greeted: Greeted, opened: Opened) -> Self {
+        let Opened { processes, notes, notes_tx, failed } = opened;
         let Greeted { vm, hold, link, events, ack } = greeted;
         let now = Instant::now();
         let mut steady = Self {
             vm,
-            _hold: hold,
+            hold,
             link,
             events,
             notes,
             notes_tx,
-            processes: BTreeMap::new(),
+            processes,
             highest: highest_number(task),
             asked: Asked::default(),
             killed: None,
@@ -102,9 +100,8 @@ impl Steady {
             failed: None,
             gone: None,
         };
-        match opened {
-            Ok(processes) => steady.processes = processes,
-            Err(e) => steady.fail(Reason::NodeFailed, &format!("its log could not be opened: {e}")),
+        if let Some(e) = failed {
+            steady.fail(Reason::NodeFailed, &format!("its log could not be opened: {e}"));
         }
         steady.arm(task, started_at(task)).await;
         let mut heard = true;
@@ -398,8 +395,8 @@ impl Steady {
         self.end_at = Some(self.end_at.map_or(end_at, |at| at.min(end_at)));
     }
 
-    /// Ends the machine, stores the last output, and settles what still ran beside the command.
-    async fn wind_up(mut self, task: &Task, outcome: Outcome) -> End {
+    /// Orders the machine's end, stores the last output, and settles what still ran beside the command.
+    async fn wind_up(mut self, task: &mut Task, outcome: Outcome) -> End {
         // Before the machine is ended, so that an agent that takes over from here knows how it had ended.
         if let Err(e) = task.home.put_outcome(&outcome) {
             tracing::error!(sandbox = %task.assignment.sandbox, error = %e, "the end could not be written to the ledger");
@@ -423,11 +420,10 @@ impl Steady {
         for (number, target) in self.processes.iter().map(|(n, p)| (*n, p.target.clone())).collect::<Vec<_>>() {
             if let Target::Exec(id) = target {
                 let own = self.processes.get(&number).and_then(|p| p.end.as_ref()).map(outcome_of);
-                let cut = || Outcome::because(Reason::Killed, "its sandbox ended");
-                self.end_exec(task, number, &id, own.unwrap_or_else(cut));
+                self.end_exec(task, number, &id, own.unwrap_or_else(execs::cut));
             }
         }
-        self.vm.wait().await;
+        task.departing = Some(task.ctx.dying.add(task.assignment.sandbox.clone(), self.vm, self.hold));
         End::Outcome(outcome)
     }
 }

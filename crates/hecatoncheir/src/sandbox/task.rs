@@ -10,8 +10,10 @@ use tartarus_types::{Outcome, Reason, Timestamp};
 use tokio::sync::{mpsc, watch};
 
 use super::bringup::{self, Greeted, Identified, Launched, Origin, Prepared};
+use super::dying::Departing;
+use super::serve::Opened;
 use super::steady::Steady;
-use super::{Context, Handle, KillReason, Request, ending};
+use super::{Context, Handle, KillReason, Request, ending, execs};
 use crate::ledger::Home;
 use crate::link::{Identity, REGREET};
 use crate::workshop::{CannotStart, Hold};
@@ -46,6 +48,8 @@ pub(super) struct Task {
     /// Requests that came before there was a guest to serve them; the steady state takes them first.
     pub(super) early: VecDeque<Request>,
     pub(super) live: watch::Sender<Live>,
+    /// The machine, once its end was ordered.
+    pub(super) departing: Option<Departing>,
 }
 
 /// Runs a new assignment.
@@ -68,7 +72,7 @@ impl Task {
         let id = assignment.sandbox.clone();
         let handle = Handle { id, token: assignment.token.clone(), requests: tell, live: watch };
         let home = ctx.ledger.home(&assignment.sandbox);
-        (handle, Self { ctx: ctx.clone(), assignment, home, requests, early: VecDeque::new(), live })
+        (handle, Self { ctx: ctx.clone(), assignment, home, requests, early: VecDeque::new(), live, departing: None })
     }
 
     async fn run(mut self, adopted: bool) {
@@ -123,7 +127,11 @@ impl Task {
         }
         let patience = Duration::from_millis(self.start_ms_left());
         let stopped = {
-            let mut preparing = std::pin::pin!(Prepared::new(&self.ctx, &self.assignment));
+            let mut preparing = std::pin::pin!(async {
+                // Their memory, and that of the snapshots they map, is this one's to use.
+                self.ctx.dying.gone().await;
+                Prepared::new(&self.ctx, &self.assignment).await
+            });
             let end = tokio::select! {
                 prepared = &mut preparing => Ok(prepared),
                 end = stop_asked(&mut self.requests, &mut self.early) => Err(end),
@@ -176,13 +184,14 @@ impl Task {
     }
 
     /// From a running machine to the end.
-    async fn boot(&mut self, launched: Launched, patience: Duration) -> End {
+    async fn boot(&mut self, mut launched: Launched, patience: Duration) -> End {
         self.live.send_modify(|live| live.hypervisor_pid = Some(launched.vm.pid()));
         let restored = launched.origin == Origin::Restored;
         // A restored guest needs no boot: one that does not answer never will, and another attempt boots cold.
         let patience = if restored { patience.min(RESTORE) } else { patience };
+        let (line, identified) = (launched.line.take(), identified(&self.assignment, false));
         let greeting = tokio::select! {
-            greeting = launched.greet(identified(&self.assignment, false)) => greeting,
+            greeting = bringup::greet(&*launched.vm, launched.origin, line, identified) => greeting,
             exit = launched.vm.wait() => Err(bringup::ended(&exit)),
             end = stop_asked(&mut self.requests, &mut self.early) => {
                 if !matches!(end, End::Left) {
@@ -200,7 +209,7 @@ impl Task {
             }
         };
         match greeting {
-            Ok((link, events, ack)) => self.begin(launched.greeted(link, events, ack)).await,
+            Ok((link, events, ack)) => self.begin(launched.greeted(link, events, ack), None).await,
             Err(e) => {
                 if restored {
                     self.distrust(&e);
@@ -213,11 +222,12 @@ impl Task {
 
     /// Takes up a guest whose command may run. It is given all the time that its limits leave it; a kill that comes
     /// before it answers is obeyed when it does, and ends the machine when it does not.
-    async fn greet_again(&mut self, launched: Launched) -> End {
+    async fn greet_again(&mut self, mut launched: Launched, opened: Opened) -> End {
         self.live.send_modify(|live| live.hypervisor_pid = Some(launched.vm.pid()));
         let mut killed: Option<(tokio::time::Instant, KillReason)> = None;
         let greeting = {
-            let mut greeting = std::pin::pin!(launched.greet(identified(&self.assignment, true)));
+            let (line, identified) = (launched.line.take(), identified(&self.assignment, true));
+            let mut greeting = std::pin::pin!(bringup::greet(&*launched.vm, launched.origin, line, identified));
             loop {
                 let patience = async {
                     match killed {
@@ -239,14 +249,17 @@ impl Task {
                             killed.get_or_insert((at, reason));
                             self.early.push_back(Request::Kill { signal, grace_ms, reason });
                         }
-                        Some(request) if self.early.len() < REQUESTS => self.early.push_back(request),
-                        Some(request) => super::requests::refuse(request, "it is still being taken over"),
+                        Some(request) => match opened.serve(self, request) {
+                            None => {}
+                            Some(request) if self.early.len() < REQUESTS => self.early.push_back(request),
+                            Some(request) => super::requests::refuse(request, "it is still being taken over"),
+                        },
                     },
                 }
             }
         };
         match greeting {
-            Some(Ok((link, events, ack))) => self.begin(launched.greeted(link, events, ack)).await,
+            Some(Ok((link, events, ack))) => self.begin(launched.greeted(link, events, ack), Some(opened)).await,
             Some(Err(e)) => {
                 launched.unwind().await;
                 End::Outcome(Outcome::because(Reason::GuestDied, e.why))
@@ -264,7 +277,7 @@ impl Task {
     }
 
     /// Asks for leave to begin, and goes on to the steady state.
-    async fn begin(&mut self, greeted: Greeted) -> End {
+    async fn begin(&mut self, greeted: Greeted, opened: Option<Opened>) -> End {
         let kernel: String = greeted.ack.kernel.chars().filter(|c| !c.is_control()).take(100).collect();
         let shown = kernel.clone();
         self.live.send_modify(|live| live.progress.guest_kernel = Some(kernel));
@@ -293,11 +306,17 @@ impl Task {
                 None => return End::Left,
             }
         }
-        Steady::new(self, greeted).await.run(self).await
+        let opened = opened.filter(|opened| opened.failed.is_none()).unwrap_or_else(|| Opened::new(self));
+        Steady::new(self, greeted, opened).await.run(self).await
     }
 
     async fn take_over(&mut self) -> End {
         if let Ok(Some(outcome)) = self.home.outcome() {
+            // The order may not have been given.
+            if let Ok(Adopted::Running(vm)) = self.ctx.workshop.adopter().adopt(self.home.dir()).await {
+                vm.kill().await;
+                self.departing = Some(self.ctx.dying.add(self.assignment.sandbox.clone(), vm, Hold::default()));
+            }
             return End::Outcome(outcome);
         }
         let adopted = loop {
@@ -327,12 +346,15 @@ impl Task {
                     let why = "the node agent was restarted while it made the snapshot";
                     return End::Outcome(Outcome::because(Reason::NodeFailed, why));
                 }
-                if let Some(end) = self.stand_still(&*vm).await {
-                    return end;
-                }
-                let launched = Launched { vm, hold, files: Hold::default(), origin };
-                if self.home.begun() {
-                    return self.greet_again(launched).await;
+                // What is stored can be read although it stands still, or does not answer yet.
+                let opened = self.home.begun().then(|| Opened::new(self));
+                let line = match self.stand_still(&*vm, opened.as_ref()).await {
+                    Ok(line) => line,
+                    Err(end) => return end,
+                };
+                let launched = Launched { vm, line, hold, files: Hold::default(), origin };
+                if let Some(opened) = opened {
+                    return self.greet_again(launched, opened).await;
                 }
                 let left = Duration::from_millis(self.start_ms_left());
                 self.boot(launched, left.max(REGREET)).await
@@ -390,7 +412,16 @@ impl Task {
             // Reported all the same: what a crash before the confirmation would lose is the reason, not the end.
             tracing::error!(sandbox = %self.assignment.sandbox, error = %e, "the end could not be written to the ledger");
         }
+        if let Err(e) = execs::cut_all(&self.ctx.logs, &self.assignment.sandbox) {
+            tracing::warn!(sandbox = %self.assignment.sandbox, error = %e, "ends of execs could not be written");
+        }
         if self.report(Report::Ended { outcome, progress }).await.is_some() {
+            // Whoever asks from now on is served from what is stored.
+            self.requests.close();
+            while self.requests.try_recv().is_ok() {}
+            if let Some(departing) = self.departing.take() {
+                departing.gone().await;
+            }
             self.forget().await;
         }
     }

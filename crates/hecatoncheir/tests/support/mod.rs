@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use hecatoncheir::{Agent, LogLimits, Parts, Stop};
 use tartarus_api::node::{Assignment, ControlPlane, Directive, NodeInfo, Report, Verdict};
-use tartarus_types::{LeaseToken, NodeId, Reason, Refusal, SandboxId, SandboxSpec, Timestamp};
+use tartarus_types::{LeaseToken, NodeId, Overcommit, Reason, Refusal, SandboxId, SandboxSpec, Timestamp};
 use testkit::{FakeWorkshop, Step};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,7 @@ pub(crate) struct Control {
     /// Refuse leave to begin.
     pub(crate) deny: bool,
     heard: Notify,
+    given: Notify,
 }
 
 #[async_trait]
@@ -38,7 +39,7 @@ impl ControlPlane for Control {
     async fn lease(&self, _node: &NodeId, wait: Duration) -> Result<Option<Assignment>, Refusal> {
         let work = self.work.lock().unwrap().take();
         if work.is_none() {
-            tokio::time::sleep(wait).await;
+            let _ = tokio::time::timeout(wait, self.given.notified()).await;
         }
         Ok(work)
     }
@@ -64,11 +65,22 @@ impl Control {
         self.reports.lock().unwrap().contains(&Report::Begin)
     }
 
+    /// One more piece of work.
+    pub(crate) fn give(&self, work: Assignment) {
+        *self.work.lock().unwrap() = Some(work);
+        self.given.notify_one();
+    }
+
     pub(crate) async fn until(&self, what: impl Fn(&Report) -> bool) -> Report {
+        self.until_count(what, 1).await
+    }
+
+    /// Waits for so many such reports; gives the last of them.
+    pub(crate) async fn until_count(&self, what: impl Fn(&Report) -> bool, count: usize) -> Report {
         tokio::time::timeout(Duration::from_secs(20), async {
             loop {
                 let heard = self.heard.notified();
-                if let Some(found) = self.reports.lock().unwrap().iter().find(|r| what(r)).cloned() {
+                if let Some(found) = self.reports.lock().unwrap().iter().filter(|r| what(r)).nth(count - 1).cloned() {
                     return found;
                 }
                 heard.await;
@@ -128,7 +140,14 @@ pub(crate) fn node_with(workshop: FakeWorkshop, work: Assignment, deny: bool) ->
     let dir = tempfile::tempdir().unwrap();
     let control = Arc::new(Control { work: Mutex::new(Some(work)), deny, ..Control::default() });
     let agent = Agent::open(Parts {
-        info: NodeInfo { id: NodeId::random(), memory_mib: 1024, overhead_mib: 0, start_slots: 2, max_cpus: 2 },
+        info: NodeInfo {
+            id: NodeId::random(),
+            memory_mib: 1024,
+            overhead_mib: 0,
+            overcommit: Overcommit::NEVER,
+            start_slots: 2,
+            max_cpus: 2,
+        },
         control: control.clone(),
         workshop: Arc::new(workshop.clone()),
         sandboxes: dir.path().join("sandboxes"),

@@ -117,6 +117,13 @@ impl SupervisedVm {
         }
     }
 
+    /// Gives an order, and returns when the supervisor will read it, whatever becomes of this process; `None` when it is gone.
+    async fn order(&self, order: Order) -> Option<()> {
+        let (written, wait) = oneshot::channel();
+        self.orders.send((order, Some(written))).await.ok()?;
+        wait.await.ok()
+    }
+
     /// One that has ended before it could be reached.
     fn ended(dir: &Path, pid: u32, agent_socket: &'static str, exit: VmExit) -> Self {
         let (orders, _) = mpsc::channel(1);
@@ -280,10 +287,7 @@ impl Vm for SupervisedVm {
     }
 
     async fn set_deadlines(&self, deadlines: Deadlines) -> Result<(), RuntimeError> {
-        let (written, wait) = oneshot::channel();
-        let order = (Order::Deadlines(deadlines), Some(written));
-        self.orders.send(order).await.map_err(|_| RuntimeError::Ended)?;
-        wait.await.map_err(|_| RuntimeError::Ended)
+        self.order(Order::Deadlines(deadlines)).await.ok_or(RuntimeError::Ended)
     }
 
     fn touch(&self) {
@@ -325,8 +329,8 @@ impl Vm for SupervisedVm {
     }
 
     async fn kill(&self) {
-        // A closed queue means that it is dead already.
-        let _ = self.orders.send((Order::Kill, None)).await;
+        // A supervisor that is gone took its hypervisor along; one that is only deaf is found when its folder is to go.
+        let _ = self.order(Order::Kill).await;
     }
 
     async fn wait(&self) -> VmExit {
