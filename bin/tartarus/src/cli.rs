@@ -6,7 +6,6 @@ mod sandbox;
 mod space;
 mod template;
 
-use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -93,12 +92,6 @@ pub(crate) enum Command {
     },
     /// Print the HTTP API's description (OpenAPI)
     Openapi,
-    /// Stand beside a VM; started by the server
-    #[command(hide = true)]
-    Supervise(SuperviseArgs),
-    /// Hold the memory of golden snapshots; started by the server
-    #[command(hide = true)]
-    Keep(SuperviseArgs),
 }
 
 impl Command {
@@ -167,13 +160,6 @@ pub(crate) enum DriverChoice {
     QemuKvm,
     /// QEMU alone
     QemuTcg,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct SuperviseArgs {
-    /// As the server wants it
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub(crate) args: Vec<OsString>,
 }
 
 #[derive(Debug, Subcommand)]

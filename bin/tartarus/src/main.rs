@@ -19,6 +19,9 @@ use failure::Failed;
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
+    if let Some(code) = serve::role(&args) {
+        return code;
+    }
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(error) => return failure::usage(&args, &error),
@@ -30,7 +33,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The supervisor stands beside a VM for as long as that lives, so it starts no runtime; the server makes its own.
+/// The server makes a runtime of its own.
 fn dispatch(cli: Cli) -> Result<ExitCode, Failed> {
     match cli.command {
         Command::Up(args) => Ok(serve::up(args)?),
@@ -38,8 +41,6 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failed> {
             serve::openapi();
             Ok(ExitCode::SUCCESS)
         }
-        Command::Supervise(args) => Ok(serve::supervise(args)?),
-        Command::Keep(args) => Ok(serve::keep(args)?),
         command => {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(anyhow::Error::from)?;

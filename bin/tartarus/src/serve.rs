@@ -1,5 +1,6 @@
 //! The server roles of the binary: `up`, which is control plane and node in one process, and the supervisor.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -18,7 +19,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::{DriverChoice, SuperviseArgs, UpArgs};
+use crate::cli::{DriverChoice, UpArgs};
 use crate::pointer::{self, Pointer};
 
 /// The guest agent, static; `build.rs` made it.
@@ -47,16 +48,17 @@ pub(crate) fn up(args: UpArgs) -> anyhow::Result<ExitCode> {
     result
 }
 
-/// The process beside a VM.
-pub(crate) fn supervise(args: SuperviseArgs) -> anyhow::Result<ExitCode> {
-    let [dir] = args.args.as_slice() else { bail!("supervise takes the folder of one machine") };
-    Ok(ExitCode::from(u8::try_from(hecatoncheir::supervise(Path::new(dir))).unwrap_or(1)))
-}
-
-/// The process that holds the memory of golden snapshots.
-pub(crate) fn keep(args: SuperviseArgs) -> anyhow::Result<ExitCode> {
-    let [dir] = args.args.as_slice() else { bail!("keep takes a folder") };
-    Ok(ExitCode::from(u8::try_from(hecatoncheir::keep(Path::new(dir))).unwrap_or(1)))
+/// What the server starts itself as, with a folder: the process beside a VM, or the one that holds the memory of golden
+/// snapshots. `None` for a command line. It is told apart before that is looked at, which takes as long as the rest of
+/// a supervisor's start, and neither makes a runtime.
+pub(crate) fn role(args: &[OsString]) -> Option<ExitCode> {
+    let [_, role, dir] = args else { return None };
+    let code = match role.to_str()? {
+        "supervise" => hecatoncheir::supervise(Path::new(dir)),
+        "keep" => hecatoncheir::keep(Path::new(dir)),
+        _ => return None,
+    };
+    Some(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }
 
 /// Prints the API's description.

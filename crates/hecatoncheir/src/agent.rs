@@ -163,8 +163,12 @@ impl Agent {
                     let (handle, task) = sandbox::adopt(&self.ctx, assignment);
                     self.keep(handle, Box::pin(task));
                 }
-                // Killed before the assignment was written: nothing was started.
+                // Killed before the assignment was written, so nothing was started; or a power cut, which ended everything.
                 Ok(None) => drop(home.remove()),
+                Err(e) if home.spoilt(&e) => {
+                    tracing::warn!(sandbox = %id, error = %e, "its ledger is spoilt, as a power cut may leave it; removed");
+                    drop(home.remove());
+                }
                 Err(e) => {
                     let dir = home.dir().display().to_string();
                     return Err(std::io::Error::new(

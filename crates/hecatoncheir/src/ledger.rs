@@ -55,6 +55,23 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;
+    sync_parent(path)
+}
+
+/// The same for whoever looks while this host has power; [`sync`] makes it last beyond that.
+fn write_soon(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    let temporary = path.with_extension("new");
+    fs::write(&temporary, serde_json::to_vec(value)?)?;
+    fs::rename(&temporary, path)
+}
+
+/// Waits until a file and its name are on the disk.
+fn sync(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()?;
+    sync_parent(path)
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
@@ -62,9 +79,10 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> 
     write_whole(path, &serde_json::to_vec(value)?)
 }
 
-/// `None` when the file is not there.
+/// `None` when the file is not there, or a power cut left nothing but its name.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     match fs::read(path) {
+        Ok(bytes) if bytes.is_empty() => Ok(None),
         Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
@@ -118,19 +136,35 @@ impl Home {
         make_dir(&self.dir)
     }
 
-    /// Writes the assignment into the folder: from here on a restarted agent knows of it.
+    /// Writes the assignment into the folder: from here on a restarted agent knows of it. No machine outlives a power cut,
+    /// so it need not either before [`Home::sync_created`].
     pub(crate) fn create(&self, assignment: &Assignment) -> io::Result<()> {
-        write_json(&self.dir.join(ASSIGNMENT), assignment)?;
-        self.dir.parent().map_or(Ok(()), |root| File::open(root)?.sync_all())
+        write_soon(&self.dir.join(ASSIGNMENT), assignment)
+    }
+
+    /// The assignment cannot be read because it never reached the disk whole: then no machine was here since, which would
+    /// have left its lock later, and no command was told to begin.
+    pub(crate) fn spoilt(&self, error: &io::Error) -> bool {
+        let nonsense = matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof);
+        nonsense && !self.begun() && !self.dir.join("supervisor.lock").exists()
+    }
+
+    /// Waits until the assignment is on the disk.
+    pub(crate) fn sync_created(&self) -> io::Result<()> {
+        sync(&self.dir.join(ASSIGNMENT))?;
+        sync_parent(&self.dir)
     }
 
     pub(crate) fn assignment(&self) -> io::Result<Option<Assignment>> {
         read_json(&self.dir.join(ASSIGNMENT))
     }
 
-    /// The command may have begun; written before the control plane is asked for leave.
+    /// The command may begin; written before it is told to, beside the question for leave.
     pub(crate) fn mark_begun(&self) -> io::Result<()> {
-        write_whole(&self.dir.join(BEGUN), b"")
+        // The name is all that it says.
+        let path = self.dir.join(BEGUN);
+        File::create(&path)?;
+        sync_parent(&path)
     }
 
     pub(crate) fn begun(&self) -> bool {
@@ -173,12 +207,17 @@ impl Home {
         read_json(&self.dir.join(PAUSES)).ok().flatten().unwrap_or_default()
     }
 
-    /// The end, written once: an earlier one wins.
+    /// The end, written once: an earlier one wins. It lasts beyond a power cut after [`Home::sync_outcome`].
     pub(crate) fn put_outcome(&self, outcome: &Outcome) -> io::Result<()> {
         if self.outcome()?.is_some() {
             return Ok(());
         }
-        write_json(&self.dir.join(OUTCOME), outcome)
+        write_soon(&self.dir.join(OUTCOME), outcome)
+    }
+
+    /// Waits until the end is on the disk.
+    pub(crate) fn sync_outcome(&self) -> io::Result<()> {
+        sync(&self.dir.join(OUTCOME))
     }
 
     pub(crate) fn outcome(&self) -> io::Result<Option<Outcome>> {

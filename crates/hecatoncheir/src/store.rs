@@ -135,6 +135,16 @@ impl HostStore {
         self.chooser.choose(kernel, &vmlinuz, &initramfs, reprobe).await
     }
 
+    /// The same for a kernel whose files are known.
+    pub(crate) async fn choose_for(
+        &self,
+        kernel: &str,
+        vmlinuz: &Path,
+        initramfs: &Path,
+    ) -> Result<(Arc<dyn Driver>, Chosen), CannotStart> {
+        self.chooser.choose(kernel, vmlinuz, initramfs, false).await
+    }
+
     /// Probes for a driver and loads golden snapshots, newest first, ahead of the first sandbox, so that it need not
     /// wait.
     pub async fn prepare(&self, kernel: &str) {

@@ -173,7 +173,7 @@ impl Workshop for HostStore {
         let gone = || CannotStart::never(format!("the image {} is not on this node: import it again", spec.image));
         let base = self.blobs.path(&spec.image).ok_or_else(gone)?;
         let (kernel, initramfs) = self.kernel(&spec.kernel).await?;
-        let (driver, _) = self.choose(&spec.kernel, false).await?;
+        let (driver, _) = self.choose_for(&spec.kernel, &kernel, &initramfs).await?;
         let restored = match self.fitting(spec, &*driver).await {
             Ok(golden) => self.restore(golden, dir).await,
             Err(why) => Err(NotRestored::new(Kind::None, why)),

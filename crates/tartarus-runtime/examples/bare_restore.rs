@@ -40,11 +40,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Deserialize)]
 struct Launch {
     argv: Vec<String>,
+    env: Vec<(String, String)>,
 }
 
 /// All that is prepared once.
 struct Bare {
     argv: Vec<String>,
+    env: Vec<(String, String)>,
     memory: File,
     state: PathBuf,
     layer: PathBuf,
@@ -79,7 +81,7 @@ impl Bare {
         let state = snapshot.join("state");
         let code = fs::read_to_string(code)?;
         fs::metadata(&state)?;
-        Ok(Self { argv, memory, state, layer: snapshot.join("layer"), code, dir: dir.to_owned() })
+        Ok(Self { argv, env: launch.env, memory, state, layer: snapshot.join("layer"), code, dir: dir.to_owned() })
     }
 
     fn run(&self) -> Fallible<(Duration, String)> {
@@ -97,7 +99,7 @@ impl Bare {
             (self.memory.as_raw_fd(), MEMORY_FD),
             (state.as_raw_fd(), STATE_FD),
         ];
-        let mut machine = Machine(spawn(&self.argv, &self.dir, fds)?);
+        let mut machine = Machine(spawn(&self.argv, &self.env, &self.dir, fds)?);
         let ran = line.run(&self.code);
         let took = start.elapsed();
         machine.end()?;
@@ -184,14 +186,14 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-fn spawn(argv: &[String], dir: &Path, fds: [(RawFd, RawFd); 4]) -> Fallible<Child> {
+fn spawn(argv: &[String], env: &[(String, String)], dir: &Path, fds: [(RawFd, RawFd); 4]) -> Fallible<Child> {
     let (program, args) = argv.split_first().ok_or("no program")?;
     if fds.iter().any(|(from, _)| *from >= AGENT_FD) {
         return Err("too many descriptors are open".into());
     }
     let parent = rustix::process::getpid();
     let mut command = Command::new(program);
-    command.args(args).env_clear().current_dir(dir);
+    command.args(args).env_clear().envs(env.iter().cloned()).current_dir(dir);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     // SAFETY: the closure only makes system calls; it allocates nothing and takes no lock.
     unsafe {
@@ -234,11 +236,12 @@ impl Line {
             version: tartarus_guest::VERSION,
             time_ns,
             entropy: entropy.to_vec(),
-            hostname: "bare".to_owned(),
+            // As long as the product's names are.
+            hostname: "sbx-0000000000000000".to_owned(),
             machine_id: Some(machine_id.iter().map(|byte| format!("{byte:02x}")).collect()),
         };
         let tag = frame::tag(&nonce);
-        let mut opening = frame::preamble(&nonce);
+        let mut opening = frame::short_preamble(&nonce).to_vec();
         frame::encode_message(tag, Kind::Hello, 0, &message::encode(&hello), &mut opening);
         // Less than a socket holds, so that this does not wait for the hypervisor.
         stream.write_all(&opening)?;

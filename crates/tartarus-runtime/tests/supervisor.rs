@@ -44,6 +44,7 @@ fn at(number: RawFd, fd: &OwnedFd) -> OwnedFd {
 fn launch(script: &str, fds: Vec<(i32, i32)>) -> Launch {
     let argv = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
     Launch {
+        env: Vec::new(),
         argv,
         sockets: vec![("agent.sock".to_owned(), 100), ("qmp.sock".to_owned(), 101)],
         fds,

@@ -22,7 +22,7 @@ use utoipa::ToSchema;
 pub enum State {
     /// Accepted, durable, waiting for a node with room.
     Queued,
-    /// A node holds its lease; nothing was done yet.
+    /// A node holds its lease; nothing runs yet.
     Scheduled,
     /// The node makes its disk and boots its microVM.
     Preparing,

@@ -50,8 +50,14 @@ pub(super) async fn run(args: RunArgs, progress: bool) -> Result<ExitCode, Faile
     let process = Process::main(sandbox.id.as_str());
     let spinner = Spinner::new(progress, "starting");
     let work = async {
-        pump(&client, &process, FROM_START, true, Style::Live, &spinner).await?;
-        Ok(client.wait(&process.sandbox).await?)
+        // Side by side: the end is told a moment after the last of the output.
+        let output = pump(&client, &process, FROM_START, true, Style::Live, &spinner);
+        let end = async { anyhow::Ok(client.wait(&process.sandbox).await) };
+        match tokio::try_join!(output, end)?.1 {
+            Ok(ended) => Ok(ended),
+            // Asked again, now that nothing of the output is left: until then no failure of this may cut it short.
+            Err(_) => Ok(client.wait(&process.sandbox).await?),
+        }
     };
     let session = attend(&client, &process, interactive, &spinner, &mut signals, work).await;
     spinner.clear();
@@ -85,8 +91,12 @@ pub(super) async fn exec(args: ExecArgs, progress: bool) -> Result<ExitCode, Fai
     let process = Process::exec(&exec);
     let spinner = Spinner::new(progress, "starting");
     let work = async {
-        pump(&client, &process, FROM_START, true, Style::Live, &spinner).await?;
-        Ok(client.wait_exec(&exec).await?)
+        let output = pump(&client, &process, FROM_START, true, Style::Live, &spinner);
+        let end = async { anyhow::Ok(client.wait_exec(&exec).await) };
+        match tokio::try_join!(output, end)?.1 {
+            Ok(ended) => Ok(ended),
+            Err(_) => Ok(client.wait_exec(&exec).await?),
+        }
     };
     let session = attend(&client, &process, args.interactive, &spinner, &mut signals, work).await;
     spinner.clear();

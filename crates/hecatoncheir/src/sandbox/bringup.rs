@@ -1,12 +1,14 @@
 //! Bring-up as a chain of typed steps: each holds what was made so far, and each can end what it made that runs. The
 //! sandbox's folder is the task's, which removes it when the end is on record.
 
+use std::io;
 use std::time::Duration;
 
 use tartarus_api::node::{Assignment, StartedFrom};
 use tartarus_guest::HelloAck;
 use tartarus_runtime::{Adopted, Channel, Deadlines, RuntimeError, Vm, VmExit};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use super::Context;
 use super::ending;
@@ -28,6 +30,8 @@ const REDIAL: Duration = Duration::from_secs(3);
 /// Files are there; nothing runs.
 pub(super) struct Prepared {
     ready: Ready,
+    /// The ledger's part of it is on its way to the disk.
+    pub(super) created: Option<JoinHandle<io::Result<()>>>,
 }
 
 /// The machine runs; its guest may not have booted yet.
@@ -76,16 +80,20 @@ impl Prepared {
         let ledger = |e| CannotStart::retry(format!("writing the node's ledger: {e}"));
         home.make().map_err(ledger)?;
         let (kept, known) = (home.clone(), assignment.clone());
-        // Side by side: the machine is not started before the assignment is on disk.
-        let written = tokio::task::spawn_blocking(move || kept.create(&known));
-        let ready = ctx.workshop.machine(&assignment.spec, home.dir()).await;
-        written.await.map_err(CannotStart::retry)?.map_err(ledger)?;
+        let (tell, written) = tokio::sync::oneshot::channel();
+        let created = tokio::task::spawn_blocking(move || {
+            let _ = tell.send(kept.create(&known));
+            kept.sync_created()
+        });
+        // Side by side: the machine is not started before a restarted agent would know of it.
+        let (written, ready) = tokio::join!(written, ctx.workshop.machine(&assignment.spec, home.dir()));
+        written.map_err(CannotStart::retry)?.map_err(ledger)?;
         let ready = ready?;
         if let Start::Snapshot { golden, memory, .. } = &ready.start {
             let from = RestoredFrom { golden: golden.clone(), memory: memory.clone() };
             home.mark_restored(&from).map_err(ledger)?;
         }
-        Ok(Self { ready })
+        Ok(Self { ready, created: Some(created) })
     }
 
     /// The driver's name, and how the machine comes up.
@@ -149,7 +157,7 @@ pub(super) async fn greet(
         let (tell, events) = mpsc::channel(EVENTS);
         let opening = link::open(channel, identity.clone(), tell);
         // One that boots answers when it has booted; one that was spoken to before, soon.
-        let opened = match task.begun {
+        let opened = match task.begun || origin == Origin::WasRestored {
             true => tokio::time::timeout(patience, opening).await,
             false => Ok(opening.await),
         };
@@ -164,7 +172,11 @@ pub(super) async fn greet(
             }
             // A guest that says it cannot be set up, or speaks another protocol, will say so again.
             Ok(Err(e)) => return Err(CannotStart::never(e)),
-            Err(_) => patience *= 2,
+            Err(_) => {
+                patience *= 2;
+                // One that shall run and was not heard to be told so; else nothing happens.
+                let _ = vm.resume().await;
+            }
         }
     };
     if origin == Origin::Booted && !task.begun && task.assignment.spec.warm.is_some() {

@@ -16,6 +16,9 @@ use crate::link::GuestEvent;
 
 /// For writing everything to the layer.
 const FREEZE: Duration = Duration::from_secs(60);
+/// How long the guest is left alone before it is stopped: what its kernel puts off (freeing, statistics of the disk) is
+/// done by then, once, and not first thing in every clone.
+const REST: Duration = Duration::from_millis(500);
 /// All of it must be done by then, ms; its limits were the warm-up's.
 const MAKE_MS: u64 = 300_000;
 
@@ -38,6 +41,10 @@ impl Steady {
         let mut making = std::pin::pin!(async {
             frozen(events, vm).await?;
             let at = (task.ctx.clock)();
+            tokio::select! {
+                () = tokio::time::sleep(REST) => {}
+                exit = vm.wait() => return Err(ending::of_machine(&exit, true).message.unwrap_or_default()),
+            }
             workshop.keep(spec, vm, dir).await.map(|()| at).map_err(|e| e.why)
         });
         let made = loop {

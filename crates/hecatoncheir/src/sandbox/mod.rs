@@ -15,7 +15,9 @@ mod pause;
 mod process;
 mod requests;
 mod serve;
+mod settle;
 mod steady;
+mod takeover;
 mod task;
 mod warm;
 

@@ -110,6 +110,7 @@ impl Task {
             None => return Err(End::Left),
         }
         let mut before = std::mem::take(&mut self.early);
+        let mut line = None;
         loop {
             let request = tokio::select! {
                 biased;
@@ -126,7 +127,9 @@ impl Task {
                     let wall_ms = self.assignment.spec.timeout_ms.map(|ms| ms.saturating_add(SUPERVISOR_SLACK_MS));
                     let idle_ms = self.assignment.spec.idle_timeout_ms.map(|ms| ms.saturating_add(SUPERVISOR_SLACK_MS));
                     let _ = vm.set_deadlines(Deadlines { wall_ms, idle_ms, lease_ms: None }).await;
-                    let line = vm.channel().await.ok();
+                    if line.is_none() {
+                        line = vm.channel().await.ok();
+                    }
                     let gone_on = async {
                         self.home.put_pauses(Pauses { since: None, total_ms }).map_err(Refusal::internal)?;
                         vm.resume().await.map_err(Refusal::internal)
@@ -134,6 +137,7 @@ impl Task {
                     let gone_on = gone_on.await;
                     let fine = gone_on.is_ok();
                     if !fine {
+                        let _ = self.home.put_pauses(pauses);
                         let _ = vm.set_deadlines(Deadlines::default()).await;
                     }
                     let heard = if fine { self.report(Report::Resumed).await } else { Some(Verdict::Go) };

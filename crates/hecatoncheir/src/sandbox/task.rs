@@ -5,21 +5,21 @@ use std::time::Duration;
 
 use blobs::Digest;
 use tartarus_api::node::{Assignment, Live, Moment, Progress, Report, StartedFrom, Verdict};
-use tartarus_runtime::Adopted;
 use tartarus_types::{Outcome, Reason, Timestamp};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 
 use super::bringup::{self, Greeted, Identified, Launched, Origin, Prepared};
 use super::dying::Departing;
 use super::serve::Opened;
 use super::steady::Steady;
-use super::{Context, Handle, KillReason, Request, ending, execs};
+use super::{Context, Handle, KillReason, Request, ending};
 use crate::ledger::Home;
-use crate::link::{Identity, REGREET};
-use crate::workshop::{CannotStart, Hold};
+use crate::link::Identity;
+use crate::workshop::CannotStart;
 
 /// Requests waiting for a sandbox's task; callers wait beyond it.
-const REQUESTS: usize = 64;
+pub(super) const REQUESTS: usize = 64;
 
 /// Preparations that are of no use any more may take so long to come to their end.
 const PREPARING: Duration = Duration::from_secs(10);
@@ -48,6 +48,8 @@ pub(super) struct Task {
     /// Requests that came before there was a guest to serve them; the steady state takes them first.
     pub(super) early: VecDeque<Request>,
     pub(super) live: watch::Sender<Live>,
+    /// The ledger's record of the assignment is on its way to the disk; not of one that was taken over.
+    created: Option<JoinHandle<std::io::Result<()>>>,
     /// The machine, once its end was ordered.
     pub(super) departing: Option<Departing>,
 }
@@ -72,7 +74,19 @@ impl Task {
         let id = assignment.sandbox.clone();
         let handle = Handle { id, token: assignment.token.clone(), requests: tell, live: watch };
         let home = ctx.ledger.home(&assignment.sandbox);
-        (handle, Self { ctx: ctx.clone(), assignment, home, requests, early: VecDeque::new(), live, departing: None })
+        (
+            handle,
+            Self {
+                ctx: ctx.clone(),
+                assignment,
+                home,
+                requests,
+                early: VecDeque::new(),
+                live,
+                created: None,
+                departing: None,
+            },
+        )
     }
 
     async fn run(mut self, adopted: bool) {
@@ -112,7 +126,7 @@ impl Task {
         self.live.send_modify(|live| live.progress.moments.push(moment));
     }
 
-    fn start_ms_left(&self) -> u64 {
+    pub(super) fn start_ms_left(&self) -> u64 {
         self.assignment.start_deadline.ms_since(self.now())
     }
 
@@ -120,20 +134,21 @@ impl Task {
         self.live.send_modify(|live| {
             live.progress.moments.push(Moment { phase: "leased".to_owned(), at: self.assignment.leased_at });
         });
-        match self.report(Report::Preparing).await {
-            Some(Verdict::Go) => {}
-            Some(Verdict::Abandon) => return End::Abandoned,
-            None => return End::Left,
-        }
         let patience = Duration::from_millis(self.start_ms_left());
         let stopped = {
+            let (ctx, assignment) = (&self.ctx, &self.assignment);
             let mut preparing = std::pin::pin!(async {
-                // Their memory, and that of the snapshots they map, is this one's to use.
-                self.ctx.dying.gone().await;
-                Prepared::new(&self.ctx, &self.assignment).await
+                let prepared = async {
+                    // Their memory, and that of the snapshots they map, is this one's to use.
+                    ctx.dying.gone().await;
+                    Prepared::new(ctx, assignment).await
+                };
+                // Side by side: nothing runs before leave is given.
+                let told = ctx.control.report(&assignment.sandbox, &assignment.token, Report::Preparing);
+                tokio::join!(told, prepared)
             });
             let end = tokio::select! {
-                prepared = &mut preparing => Ok(prepared),
+                both = &mut preparing => Ok(both),
                 end = stop_asked(&mut self.requests, &mut self.early) => Err(end),
                 () = tokio::time::sleep(patience) => {
                     Err(End::Outcome(Outcome::because(Reason::StartTimeout, "its machine was not made ready in time")))
@@ -145,14 +160,27 @@ impl Task {
             }
             end
         };
-        let prepared = match stopped {
-            Ok(prepared) => prepared,
+        let (told, prepared) = match stopped {
+            Ok(both) => both,
             Err(end) => return end,
         };
-        let prepared = match prepared {
+        let verdict = match told {
+            Ok(verdict) => Some(verdict),
+            Err(e) => {
+                tracing::warn!(sandbox = %self.assignment.sandbox, error = %e, "a report was not taken; it is repeated");
+                self.report(Report::Preparing).await
+            }
+        };
+        match verdict {
+            Some(Verdict::Go) => {}
+            Some(Verdict::Abandon) => return End::Abandoned,
+            None => return End::Left,
+        }
+        let mut prepared = match prepared {
             Ok(prepared) => prepared,
             Err(e) => return End::GiveBack(e),
         };
+        self.created = prepared.created.take();
         self.reached("disk_ready");
         if let Some(end) = self.asked_to_stop() {
             return end;
@@ -184,7 +212,7 @@ impl Task {
     }
 
     /// From a running machine to the end.
-    async fn boot(&mut self, mut launched: Launched, patience: Duration) -> End {
+    pub(super) async fn boot(&mut self, mut launched: Launched, patience: Duration) -> End {
         self.live.send_modify(|live| live.hypervisor_pid = Some(launched.vm.pid()));
         let restored = launched.origin == Origin::Restored;
         // A restored guest needs no boot: one that does not answer never will, and another attempt boots cold.
@@ -220,64 +248,8 @@ impl Task {
         }
     }
 
-    /// Takes up a guest whose command may run. It is given all the time that its limits leave it; a kill that comes
-    /// before it answers is obeyed when it does, and ends the machine when it does not.
-    async fn greet_again(&mut self, mut launched: Launched, opened: Opened) -> End {
-        self.live.send_modify(|live| live.hypervisor_pid = Some(launched.vm.pid()));
-        let mut killed: Option<(tokio::time::Instant, KillReason)> = None;
-        let greeting = {
-            let (line, identified) = (launched.line.take(), identified(&self.assignment, true));
-            let mut greeting = std::pin::pin!(bringup::greet(&*launched.vm, launched.origin, line, identified));
-            loop {
-                let patience = async {
-                    match killed {
-                        Some((at, _)) => tokio::time::sleep_until(at).await,
-                        None => std::future::pending().await,
-                    }
-                };
-                tokio::select! {
-                    greeting = &mut greeting => break Some(greeting),
-                    exit = launched.vm.wait() => {
-                        return End::Outcome(ending::of_machine(&exit, self.assignment.spec.has_command()));
-                    }
-                    () = patience => break None,
-                    request = self.requests.recv() => match request {
-                        Some(Request::Leave) | None => return End::Left,
-                        Some(Request::Abandon) => break None,
-                        Some(Request::Kill { signal, grace_ms, reason }) => {
-                            let at = tokio::time::Instant::now() + Duration::from_millis(grace_ms) + REGREET;
-                            killed.get_or_insert((at, reason));
-                            self.early.push_back(Request::Kill { signal, grace_ms, reason });
-                        }
-                        Some(request) => match opened.serve(self, request) {
-                            None => {}
-                            Some(request) if self.early.len() < REQUESTS => self.early.push_back(request),
-                            Some(request) => super::requests::refuse(request, "it is still being taken over"),
-                        },
-                    },
-                }
-            }
-        };
-        match greeting {
-            Some(Ok((link, events, ack))) => self.begin(launched.greeted(link, events, ack), Some(opened)).await,
-            Some(Err(e)) => {
-                launched.unwind().await;
-                End::Outcome(Outcome::because(Reason::GuestDied, e.why))
-            }
-            None => {
-                launched.unwind().await;
-                match killed {
-                    Some((_, reason)) => {
-                        End::Outcome(ending::outcome(None, ending::Asked { kill: Some(reason), limit: None }))
-                    }
-                    None => End::Abandoned,
-                }
-            }
-        }
-    }
-
     /// Asks for leave to begin, and goes on to the steady state.
-    async fn begin(&mut self, greeted: Greeted, opened: Option<Opened>) -> End {
+    pub(super) async fn begin(&mut self, greeted: Greeted, opened: Option<Opened>) -> End {
         let kernel: String = greeted.ack.kernel.chars().filter(|c| !c.is_control()).take(100).collect();
         let shown = kernel.clone();
         self.live.send_modify(|live| live.progress.guest_kernel = Some(kernel));
@@ -291,9 +263,22 @@ impl Task {
         if !granted {
             // Side by side: either of them alone is made up for by an agent that takes over from here.
             let home = self.home.clone();
-            let marked = tokio::task::spawn_blocking(move || if home.begun() { Ok(()) } else { home.mark_begun() });
+            let created = self.created.take();
+            let taken_over = created.is_none();
+            let marked = tokio::task::spawn_blocking(move || {
+                if taken_over {
+                    // An earlier agent may have died before it was.
+                    home.sync_created()?;
+                }
+                if home.begun() { Ok(()) } else { home.mark_begun() }
+            });
             let verdict = self.report(Report::Begin).await;
-            if let Err(e) = marked.await.map_err(std::io::Error::other).and_then(|marked| marked) {
+            let done = |kept: Result<std::io::Result<()>, _>| kept.map_err(std::io::Error::other).flatten();
+            let kept = match (done(marked.await), created) {
+                (Ok(()), Some(created)) => done(created.await),
+                (marked, _) => marked,
+            };
+            if let Err(e) = kept {
                 greeted.unwind().await;
                 return End::GiveBack(CannotStart::retry(format!("writing the node's ledger: {e}")));
             }
@@ -308,66 +293,6 @@ impl Task {
         }
         let opened = opened.filter(|opened| opened.failed.is_none()).unwrap_or_else(|| Opened::new(self));
         Steady::new(self, greeted, opened).await.run(self).await
-    }
-
-    async fn take_over(&mut self) -> End {
-        if let Ok(Some(outcome)) = self.home.outcome() {
-            // The order may not have been given.
-            if let Ok(Adopted::Running(vm)) = self.ctx.workshop.adopter().adopt(self.home.dir()).await {
-                vm.kill().await;
-                self.departing = Some(self.ctx.dying.add(self.assignment.sandbox.clone(), vm, Hold::default()));
-            }
-            return End::Outcome(outcome);
-        }
-        let adopted = loop {
-            match self.ctx.workshop.adopter().adopt(self.home.dir()).await {
-                Ok(adopted) => break adopted,
-                Err(e) => tracing::warn!(sandbox = %self.assignment.sandbox, error = %e, "cannot be taken over yet"),
-            }
-            tokio::select! {
-                () = tokio::time::sleep(Duration::from_millis(500)) => {}
-                request = self.requests.recv() => match request {
-                    Some(Request::Leave) | None => return End::Left,
-                    Some(request) => self.early.push_back(request),
-                },
-            }
-        };
-        match adopted {
-            Adopted::Running(vm) => {
-                tracing::info!(sandbox = %self.assignment.sandbox, pid = vm.pid(), "taken over");
-                self.live.send_modify(|live| live.hypervisor_pid = Some(vm.pid()));
-                let (hold, origin) = match self.home.restored() {
-                    Some(from) => (self.ctx.workshop.hold(&from.golden, &from.memory), Origin::WasRestored),
-                    None => (Hold::default(), Origin::Booted),
-                };
-                if self.home.saving() {
-                    vm.kill().await;
-                    vm.wait().await;
-                    let why = "the node agent was restarted while it made the snapshot";
-                    return End::Outcome(Outcome::because(Reason::NodeFailed, why));
-                }
-                // What is stored can be read although it stands still, or does not answer yet.
-                let opened = self.home.begun().then(|| Opened::new(self));
-                let line = match self.stand_still(&*vm, opened.as_ref()).await {
-                    Ok(line) => line,
-                    Err(end) => return end,
-                };
-                let launched = Launched { vm, line, hold, files: Hold::default(), origin };
-                if let Some(opened) = opened {
-                    return self.greet_again(launched, opened).await;
-                }
-                let left = Duration::from_millis(self.start_ms_left());
-                self.boot(launched, left.max(REGREET)).await
-            }
-            Adopted::Ended(exit) if self.home.begun() => {
-                End::Outcome(ending::of_machine(&exit, self.assignment.spec.has_command()))
-            }
-            Adopted::Ended(exit) => End::GiveBack(bringup::ended(&exit)),
-            Adopted::Absent if self.home.begun() => {
-                End::Outcome(Outcome::because(Reason::HypervisorDied, "nothing was left of its machine"))
-            }
-            Adopted::Absent => End::GiveBack(CannotStart::retry("the node agent was restarted")),
-        }
     }
 
     /// A request that ends the bring-up, if one is there.
@@ -400,58 +325,10 @@ impl Task {
             pause = (pause * 2).min(Duration::from_secs(5));
         }
     }
-
-    /// Writes the end down, reports it until it is confirmed, and forgets the sandbox.
-    async fn settle(&mut self, outcome: Outcome) {
-        self.reached("ended");
-        let progress = self.live.borrow().progress.clone();
-        if let Err(e) = self.home.put_progress(&progress) {
-            tracing::warn!(sandbox = %self.assignment.sandbox, error = %e, "progress could not be written");
-        }
-        if let Err(e) = self.home.put_outcome(&outcome) {
-            // Reported all the same: what a crash before the confirmation would lose is the reason, not the end.
-            tracing::error!(sandbox = %self.assignment.sandbox, error = %e, "the end could not be written to the ledger");
-        }
-        if let Err(e) = execs::cut_all(&self.ctx.logs, &self.assignment.sandbox) {
-            tracing::warn!(sandbox = %self.assignment.sandbox, error = %e, "ends of execs could not be written");
-        }
-        if self.report(Report::Ended { outcome, progress }).await.is_some() {
-            // Whoever asks from now on is served from what is stored.
-            self.requests.close();
-            while self.requests.try_recv().is_ok() {}
-            if let Some(departing) = self.departing.take() {
-                departing.gone().await;
-            }
-            self.forget().await;
-        }
-    }
-
-    /// Ends what may still run and removes the folder.
-    async fn forget(&self) {
-        // What cannot be told yet (its supervisor is only starting) can be in a moment.
-        let mut gone = bringup::put_down(&self.ctx, &self.home).await;
-        for _ in 0..20 {
-            if gone.is_ok() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            gone = bringup::put_down(&self.ctx, &self.home).await;
-        }
-        if self.assignment.spec.shred
-            && gone.is_ok()
-            && let Err(e) = self.ctx.workshop.shred(self.home.dir()).await
-        {
-            tracing::warn!(sandbox = %self.assignment.sandbox, error = %e, "what it wrote could not be overwritten");
-        }
-        let gone = gone.map_err(|e| e.to_string());
-        if let Err(e) = gone.and_then(|()| self.home.remove().map_err(|e| e.to_string())) {
-            tracing::warn!(sandbox = %self.assignment.sandbox, error = %e, "could not be cleaned up; the next start of the node tries again");
-        }
-    }
 }
 
 /// Whom the guest becomes: always the same for one sandbox.
-fn identified(assignment: &Assignment, begun: bool) -> Identified<'_> {
+pub(super) fn identified(assignment: &Assignment, begun: bool) -> Identified<'_> {
     let hostname = assignment.sandbox.as_str().replace('_', "-");
     let mut machine_id = Digest::of(format!("tartarus machine-id {}", assignment.sandbox).as_bytes()).hex();
     machine_id.truncate(32);

@@ -28,6 +28,11 @@ const QMP_FD: i32 = 101;
 const MEMORY_FD: i32 = 102;
 const STATE_FD: i32 = 103;
 
+/// One heap for all of its threads, which grows in larger steps: the thread that translates guest code asks for memory
+/// all the time, and glibc gives any thread but the first 4 KiB at once. (It also fixes the size from which a block is
+/// mapped by itself.)
+const ENV: [(&str, &str); 2] = [("MALLOC_ARENA_MAX", "1"), ("MALLOC_TOP_PAD_", "1048576")];
+
 /// How guest instructions are executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accel {
@@ -103,7 +108,8 @@ impl Qemu {
     ) -> Result<Box<dyn Vm>, RuntimeError> {
         let argv = args::argv(&self.program, self.accel, machine, start)?;
         let sockets = vec![(AGENT.to_owned(), AGENT_FD), (QMP.to_owned(), QMP_FD)];
-        let launch = Launch { argv, sockets, fds, deadlines };
+        let env = ENV.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let launch = Launch { argv, env, sockets, fds, deadlines };
         Ok(Box::new(SupervisedVm::launch(&self.supervisor, &machine.dir, &launch, AGENT).await?))
     }
 }

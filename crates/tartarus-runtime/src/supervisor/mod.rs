@@ -33,6 +33,9 @@ pub const CONSOLE: &str = "console.log";
 pub struct Launch {
     /// The hypervisor and its arguments. The working directory is the machine's folder.
     pub argv: Vec<String>,
+    /// Its whole environment.
+    #[serde(default)]
+    pub env: Vec<(String, String)>,
     /// Listening sockets in the folder, and the descriptor under which the hypervisor finds each.
     pub sockets: Vec<(String, i32)>,
     /// Descriptors that the supervisor inherits under the first number, at least 3, and the hypervisor under the second.
@@ -118,5 +121,6 @@ mod tests {
         let old = r#"{"argv":["qemu","-x"],"sockets":[["agent.sock",100]],"deadlines":{"wall_ms":5,"idle_ms":null,"lease_ms":null}}"#;
         let launch: Launch = serde_json::from_str(old).unwrap();
         assert_eq!((launch.argv.len(), launch.sockets.len(), launch.fds), (2, 1, Vec::new()));
+        assert_eq!(launch.env, Vec::new());
     }
 }

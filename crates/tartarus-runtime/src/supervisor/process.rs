@@ -104,7 +104,7 @@ fn start(dir: &Path) -> io::Result<Supervisor> {
     let sockets = launch.sockets.iter().map(|(name, fd)| Ok((listen(name)?, *fd))).collect::<io::Result<Vec<_>>>()?;
     let console = Console::create(Path::new("."))?;
     let (output, writer) = io::pipe()?;
-    let child = spawn(&launch.argv, &sockets, &inherited, writer)?;
+    let child = spawn(&launch, &sockets, &inherited, writer)?;
     // The hypervisor's memory must not outlive it because of its supervisor.
     drop(inherited);
     let pid = rustix::process::Pid::from_child(&child);
@@ -141,17 +141,23 @@ fn take(fds: &[(RawFd, RawFd)]) -> io::Result<Vec<(OwnedFd, RawFd)>> {
 }
 
 fn spawn(
-    argv: &[String],
+    launch: &Launch,
     sockets: &[(UnixListener, RawFd)],
     inherited: &[(OwnedFd, RawFd)],
     output: io::PipeWriter,
 ) -> io::Result<Child> {
-    let (program, args) = argv.split_first().ok_or_else(|| io::Error::other("launch.json has no program"))?;
+    let (program, args) = launch.argv.split_first().ok_or_else(|| io::Error::other("launch.json has no program"))?;
     let sockets = sockets.iter().map(|(socket, at)| (socket.as_raw_fd(), *at));
     let fds: Vec<(RawFd, RawFd)> = sockets.chain(inherited.iter().map(|(fd, at)| (fd.as_raw_fd(), *at))).collect();
     let parent = rustix::process::getpid();
     let mut command = Command::new(program);
-    command.args(args).env_clear().stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+    command
+        .args(args)
+        .env_clear()
+        .envs(launch.env.iter().cloned())
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output);
     // SAFETY: the closure only makes system calls; it allocates nothing and takes no lock.
     unsafe {
         command.pre_exec(move || {

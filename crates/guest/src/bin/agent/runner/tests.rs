@@ -438,6 +438,20 @@ fn the_end_is_written_to_no_file_of_a_job() {
     assert_eq!(good(&mut host, 1, &takes), "");
     assert_eq!(std::fs::read(&file).unwrap(), b"mine");
     assert_eq!(good(&mut host, 2, "import os; os.close(63)"), "");
+    let heard = folder.join("heard");
+    let other = format!(
+        "import os, socket\na, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)\nos.dup2(a.fileno(), 63)\na.close()\n\
+         if not os.fork():\n os.close(63)\n os.close(1)\n os.close(2)\n open({heard:?}, 'wb').write(b'<%s>' % b.recv(9))\n os._exit(0)"
+    );
+    assert_eq!(good(&mut host, 3, &other), "");
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while std::fs::read(&heard).unwrap_or_default() != b"<>" {
+        assert!(std::time::Instant::now() < end, "{:?}", std::fs::read(&heard));
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    // A hook of the job's hears of nothing that it did not do.
+    let hook = "import sys\nsys.addaudithook(lambda name, _: name.startswith('socket') and print(name))";
+    assert_eq!(good(&mut host, 4, hook), "");
 
     for (number, module, taken) in [(10, "some", "63, 64"), (20, "all", "3, 200")] {
         // What is taken already stays as it is.
