@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tartarus_api::node::{Assignment, Progress};
+use tartarus_runtime::supervisor::LOCK;
 use tartarus_types::{Outcome, SandboxId, Timestamp};
 
 const ASSIGNMENT: &str = "assignment.json";
@@ -146,7 +147,7 @@ impl Home {
     /// have left its lock later, and no command was told to begin.
     pub(crate) fn spoilt(&self, error: &io::Error) -> bool {
         let nonsense = matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof);
-        nonsense && !self.begun() && !self.dir.join("supervisor.lock").exists()
+        nonsense && !self.begun() && !self.dir.join(LOCK).exists()
     }
 
     /// Waits until the assignment is on the disk.
@@ -230,5 +231,48 @@ impl Home {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn home() -> (tempfile::TempDir, Home) {
+        let root = tempfile::tempdir().unwrap();
+        let home = Ledger::open(root.path().join("sandboxes")).unwrap().home(&SandboxId::random());
+        home.make().unwrap();
+        (root, home)
+    }
+
+    #[test]
+    fn what_a_power_cut_leaves_is_told_from_what_must_not_be_lost() {
+        let (_root, home) = home();
+        let path = home.dir().join(ASSIGNMENT);
+        assert!(home.assignment().unwrap().is_none());
+        fs::write(&path, b"").unwrap();
+        assert!(home.assignment().unwrap().is_none(), "nothing but its name");
+        for rubbish in [&b"{"[..], b"\0\0\0\0", b"{\"sandbox\": 7}"] {
+            fs::write(&path, rubbish).unwrap();
+            assert!(home.spoilt(&home.assignment().unwrap_err()), "{rubbish:?}");
+        }
+        let error = home.assignment().unwrap_err();
+        assert!(!home.spoilt(&io::Error::from(io::ErrorKind::PermissionDenied)), "it may be whole");
+        fs::write(home.dir().join(LOCK), b"").unwrap();
+        assert!(!home.spoilt(&error), "a machine was started");
+        fs::remove_file(home.dir().join(LOCK)).unwrap();
+        home.mark_begun().unwrap();
+        assert!(home.begun() && !home.spoilt(&error), "a command may have begun");
+    }
+
+    #[test]
+    fn the_first_end_stays() {
+        let (_root, home) = home();
+        let end = |why| Outcome::because(tartarus_types::Reason::Killed, why);
+        assert!(home.sync_outcome().is_err(), "there is none");
+        home.put_outcome(&end("one")).unwrap();
+        home.put_outcome(&end("two")).unwrap();
+        home.sync_outcome().unwrap();
+        assert_eq!(home.outcome().unwrap(), Some(end("one")));
     }
 }

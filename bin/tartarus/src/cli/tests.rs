@@ -90,6 +90,15 @@ fn values_are_read() {
 }
 
 #[test]
+fn memory_is_sold_once_unless_told_otherwise() {
+    let up = |line: &str| match parse(line).unwrap().command {
+        Command::Up(args) => args.overcommit.hundredths(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((up("tartarus up"), up("tartarus up --overcommit 1.5")), (100, 150));
+}
+
+#[test]
 fn nonsense_is_refused() {
     for line in [
         "tartarus",
@@ -130,6 +139,8 @@ fn nonsense_is_refused() {
         "tartarus prune --force --dry-run",
         "tartarus up --min-free x",
         "tartarus up --start-slots 0",
+        "tartarus up --overcommit 0.5",
+        "tartarus up --overcommit 11",
     ] {
         assert!(parse(line).is_err(), "{line}");
     }

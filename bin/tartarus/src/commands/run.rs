@@ -50,14 +50,8 @@ pub(super) async fn run(args: RunArgs, progress: bool) -> Result<ExitCode, Faile
     let process = Process::main(sandbox.id.as_str());
     let spinner = Spinner::new(progress, "starting");
     let work = async {
-        // Side by side: the end is told a moment after the last of the output.
         let output = pump(&client, &process, FROM_START, true, Style::Live, &spinner);
-        let end = async { anyhow::Ok(client.wait(&process.sandbox).await) };
-        match tokio::try_join!(output, end)?.1 {
-            Ok(ended) => Ok(ended),
-            // Asked again, now that nothing of the output is left: until then no failure of this may cut it short.
-            Err(_) => Ok(client.wait(&process.sandbox).await?),
-        }
+        to_the_end(output, async || client.wait(&process.sandbox).await).await
     };
     let session = attend(&client, &process, interactive, &spinner, &mut signals, work).await;
     spinner.clear();
@@ -92,16 +86,24 @@ pub(super) async fn exec(args: ExecArgs, progress: bool) -> Result<ExitCode, Fai
     let spinner = Spinner::new(progress, "starting");
     let work = async {
         let output = pump(&client, &process, FROM_START, true, Style::Live, &spinner);
-        let end = async { anyhow::Ok(client.wait_exec(&exec).await) };
-        match tokio::try_join!(output, end)?.1 {
-            Ok(ended) => Ok(ended),
-            Err(_) => Ok(client.wait_exec(&exec).await?),
-        }
+        to_the_end(output, async || client.wait_exec(&exec).await).await
     };
     let session = attend(&client, &process, args.interactive, &spinner, &mut signals, work).await;
     spinner.clear();
     let ended = done(&client, &process, session).await?;
     Ok(tell_end(ended.outcome.as_ref()))
+}
+
+/// Waits for the output and the end side by side: the end is told a moment after the last of the output.
+async fn to_the_end<T>(
+    output: impl Future<Output = anyhow::Result<()>>,
+    ended: impl AsyncFn() -> Result<T, ClientError>,
+) -> anyhow::Result<T> {
+    match tokio::try_join!(output, async { anyhow::Ok(ended().await) })?.1 {
+        Ok(ended) => Ok(ended),
+        // Asked again, now that nothing of the output is left: until then no failure of this may cut it short.
+        Err(_) => Ok(ended().await?),
+    }
 }
 
 fn given(command: Vec<String>, code: bool) -> Result<Vec<String>, Refusal> {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use tartarus_api::node::{Assignment, ControlPlane, Node, NodeInfo, Report, SnapshotInfo, Verdict};
-use tartarus_types::{Overcommit, Shape, SnapshotUse};
+use tartarus_api::node::{Assignment, ControlPlane, Node, Report, SnapshotInfo, Verdict};
+use tartarus_types::{Shape, SnapshotUse};
 
 use crate::support::{Bench, id, now, problem};
 
@@ -67,19 +67,8 @@ async fn soon(what: &str, reached: impl AsyncFn() -> bool) {
     panic!("{what} did not happen within 5 s");
 }
 
-fn node(bench: &Bench) -> NodeInfo {
-    NodeInfo {
-        id: bench.node_id.clone(),
-        memory_mib: 2048,
-        overhead_mib: 96,
-        overcommit: Overcommit::NEVER,
-        start_slots: 2,
-        max_cpus: 4,
-    }
-}
-
 async fn restarted(bench: &Bench) {
-    bench.olympus.register(node(bench), &[]).await.unwrap();
+    bench.olympus.register(bench.node_info(), &[]).await.unwrap();
 }
 
 #[tokio::test]
@@ -206,7 +195,7 @@ async fn what_an_earlier_server_began_is_tried_again_once() {
     bench.report(&under_way, Report::Begin).await;
     let next = bench.successor().await;
     let held = [(under_way.sandbox.clone(), under_way.token.clone())];
-    next.register(node(&bench), &held).await.unwrap();
+    next.register(bench.node_info(), &held).await.unwrap();
     let lease = async || next.lease(&bench.node_id, Duration::from_millis(400)).await.unwrap();
     assert!(lease().await.is_none(), "it is under way");
     let end = async |attempt: &Assignment| {
@@ -219,7 +208,7 @@ async fn what_an_earlier_server_began_is_tried_again_once() {
     assert_eq!(again.spec.golden, under_way.spec.golden);
     end(&again).await;
     assert!(lease().await.is_none(), "once");
-    next.register(node(&bench), &[]).await.unwrap();
+    next.register(bench.node_info(), &[]).await.unwrap();
     assert!(lease().await.is_none(), "also when the node starts again");
 }
 

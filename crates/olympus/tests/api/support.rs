@@ -42,6 +42,18 @@ pub(crate) fn settings() -> Settings {
 }
 
 impl Bench {
+    /// What its node says of itself.
+    pub(crate) fn node_info(&self) -> NodeInfo {
+        NodeInfo {
+            id: self.node_id.clone(),
+            memory_mib: 2048,
+            overhead_mib: 96,
+            overcommit: Overcommit::NEVER,
+            start_slots: 2,
+            max_cpus: 4,
+        }
+    }
+
     /// With a kernel, image `debian`, template `python` that boots cold, and a node of 2048 MiB and 4 processors.
     pub(crate) async fn start() -> Self {
         Self::start_with(settings()).await
@@ -57,15 +69,7 @@ impl Bench {
         let kernel = hades::store::KernelRecord { digest: KERNEL.into(), release, size, created_at };
         bench.store.put_kernel(kernel).await.unwrap();
         bench.olympus.attach_node(bench.node.clone() as Arc<dyn Node>).ok().unwrap();
-        let info = NodeInfo {
-            id: bench.node_id.clone(),
-            memory_mib: 2048,
-            overhead_mib: 96,
-            overcommit: Overcommit::NEVER,
-            start_slots: 2,
-            max_cpus: 4,
-        };
-        bench.olympus.register(info, &[]).await.unwrap();
+        bench.olympus.register(bench.node_info(), &[]).await.unwrap();
         let spec = TemplateSpec {
             image: IMAGE.into(),
             cpus: 1,

@@ -22,7 +22,7 @@ pub(super) enum Start {
     /// From its kernel, on fresh memory.
     Boot,
     /// From memory at [`MEMORY_FD`] and device state at [`STATE_FD`]. It loads and goes on by itself. A kernel would only be
-    /// read and never be looked at: that costs a tenth of all that QEMU does before the guest goes on.
+    /// read and never be looked at, which took a quarter of QEMU's time before the guest goes on.
     Restore,
 }
 

@@ -22,7 +22,7 @@ const CONTROL: &str = "supervisor.sock";
 const LAUNCH: &str = "launch.json";
 /// Locked for as long as the supervisor lives: it is the supervisor's standard input, so that the lock passes to it
 /// before its first line of code.
-const LOCK: &str = "supervisor.lock";
+pub const LOCK: &str = "supervisor.lock";
 /// How it ended; its existence means that it has.
 const EXIT: &str = "exit.json";
 /// What the guest's console and the hypervisor printed.
