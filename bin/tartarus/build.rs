@@ -22,6 +22,8 @@ fn build(out: &Path) -> PathBuf {
     let status = Command::new(env("CARGO"))
         .args(["build", "--release", "--locked", "--package", "tartarus-guest", "--bin", "tartarus-guest"])
         .args(["--config", "profile.release.strip=true", "--config", "profile.release.panic=\"abort\""])
+        // After a restore each piece of it is translated anew: the fewer the better.
+        .args(["--config", "profile.release.lto=\"fat\"", "--config", "profile.release.codegen-units=1"])
         .args(["--target", &target])
         .arg("--target-dir")
         .arg(&dir)

@@ -12,11 +12,12 @@ use rustix::process::{WaitOptions, wait};
 use tartarus_guest::frame::MAX_PAYLOAD;
 use tartarus_guest::{Header, Hello, Kind, Stream};
 
+use crate::alert::Alert;
 use crate::console;
 use crate::events::{Events, Role, RunnerPart, Source};
 use crate::freeze::Freezer;
 use crate::hook::Hooks;
-use crate::memory::{oom_kills, relieve};
+use crate::memory::relieve;
 use crate::process::Process;
 use crate::runner::Runner;
 use crate::session::Session;
@@ -68,6 +69,8 @@ pub(crate) struct Agent {
     pub(crate) runner: Runner,
     /// The guest was restored, and its processes do not know it yet.
     pub(crate) restored: bool,
+    /// It waits without sleeping.
+    pub(crate) alert: Alert,
     /// The last reading of how many processes were killed for want of memory.
     pub(crate) ooms: u64,
     /// Pipes of ended processes that their children may still write to, and whether there is something to read.
@@ -91,7 +94,8 @@ impl Agent {
         Ok(Self {
             runner: Runner::default(),
             restored: false,
-            ooms: ground.as_ref().map_or(0, |ground| oom_kills(&ground.held.vmstat)),
+            alert: Alert::default(),
+            ooms: ground.as_ref().map_or(0, |ground| ground.held.ooms.count()),
             events,
             port,
             readable: true,
@@ -110,6 +114,7 @@ impl Agent {
     pub(crate) fn serve(&mut self) -> Result<Infallible, Errno> {
         let mut busy = true;
         loop {
+            busy = busy || self.alert.pause();
             let due = self.thaw_is_due();
             let sources = self.events.wait(if busy { Some(0) } else { due.then_some(START) })?;
             if due && !busy && sources.is_empty() {
@@ -197,7 +202,9 @@ impl Agent {
             };
             let pid = pid.as_raw_nonzero().get().unsigned_abs();
             if let Some(process) = self.processes.values_mut().find(|process| process.running() == Some(pid)) {
-                self.ooms = self.ground.as_ref().map_or(0, |ground| oom_kills(&ground.held.vmstat));
+                if let Ok(Ground { held: Held { ooms, .. }, .. }) = &self.ground {
+                    self.ooms = if status.signaled() { ooms.count() } else { ooms.since(self.ooms) };
+                }
                 process.exited(status, self.ooms);
             } else {
                 self.reaped_other(pid);

@@ -9,7 +9,7 @@ use rustix::system::finit_module;
 
 use crate::agent::Ground;
 use crate::console;
-use crate::disks;
+use crate::disks::{self, Disks};
 use crate::errors::{BootError, During};
 use crate::etc::EtcFiles;
 use crate::freeze::Freezer;
@@ -24,6 +24,10 @@ use crate::uevents::Uevents;
 
 /// Open files of the agent itself: three per process, and pipes that children of ended ones keep.
 const NOFILE: Rlimit = Rlimit { current: Some(524_288), maximum: Some(524_288) };
+
+/// What a kernel does by itself every second or more often, without anybody's asking, would wake each idle guest. Disks of
+/// the host's need no measuring of how fast they write, either.
+const QUIET: [(&str, &str); 2] = [("/proc/sys/vm/compaction_proactiveness", "0"), ("/proc/sys/vm/stat_interval", "10")];
 
 /// Boots. An error means that the host cannot even be told; what it can be told is the inner result.
 pub(crate) fn boot() -> Result<(OwnedFd, Result<Ground, String>), String> {
@@ -57,8 +61,20 @@ fn load_modules() -> Result<(), BootError> {
     Ok(())
 }
 
+/// Another kernel may not have what is set here, and works without it.
+fn quiet(disks: &Disks) {
+    for (path, value) in QUIET {
+        let _ = fs::write(path, value);
+    }
+    for disk in [&disks.base, &disks.layer] {
+        let _ = fs::write(disk.replacen("/dev/", "/sys/block/", 1) + "/queue/wbt_lat_usec", "0");
+    }
+}
+
 fn prepare(uevents: &Uevents) -> Result<Ground, BootError> {
-    let layer = root::enter(&disks::find(uevents)?)?;
+    let disks = disks::find(uevents)?;
+    quiet(&disks);
+    let layer = root::enter(&disks)?;
     if let Err(error) = identity::loopback_up() {
         console(&format!("the loopback interface stays down: {error}"));
     }

@@ -8,6 +8,7 @@
 //! sandboxes, policies or the network outside.
 
 mod agent;
+mod alert;
 mod boot;
 mod disks;
 mod errors;

@@ -3,6 +3,7 @@
 //! Part of [`Agent`], apart from its loop. An error is a rule that the host broke; it ends the session.
 
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use tartarus_guest::{End, Header, Hello, HelloAck, Kind, MAX_PROCESSES, Start, VERSION, message};
@@ -12,12 +13,15 @@ use crate::console;
 use crate::events::Source;
 use crate::freeze::Freezer;
 use crate::identity::advance_clock;
-use crate::memory::oom_kills;
 use crate::process::Process;
 use crate::runner::Runner;
 use crate::session::Request;
 use crate::spawn::{signal_group, spawn};
 
+/// From the answer that the layer is frozen until the machine stands still, at most.
+const SNAPSHOT: Duration = Duration::from_secs(3);
+/// From a restored guest's answer until its first start, at most: the host writes down that it may begin meanwhile.
+const FIRST_START: Duration = Duration::from_millis(25);
 /// Free memory of the agent's in a snapshot, bytes: less than what the allocator gives back.
 const SPARE_HEAP: usize = 96 * 1024;
 
@@ -85,6 +89,7 @@ impl Agent {
         (ground.become_it)(hello)?;
         if std::mem::take(&mut self.restored) {
             self.tell_of_restore();
+            self.alert.stay(FIRST_START);
         }
         let ground = self.ground.as_ref().map_err(|why| why.clone())?;
         let uptime = clock_gettime(ClockId::Boottime);
@@ -124,11 +129,12 @@ impl Agent {
         } else if let Some(code) = &start.code {
             self.start_job(number, start, code)?;
         } else {
-            self.ooms = oom_kills(&ground.held.vmstat);
+            self.ooms = ground.held.ooms.since(self.ooms);
             let watch = |fd: BorrowedFd<'_>, role| self.events.watch(fd, Source::Pipe(number, role));
             let spawned = spawn(start, &ground.held, watch);
             self.processes.insert(number, Process::new(start.token.clone(), spawned, self.ooms));
         }
+        self.alert.rest();
         self.answer_start(number);
         // Not before the process: it has the processor first.
         self.thaw_soon();
@@ -163,13 +169,16 @@ impl Agent {
         // So that the heap need not grow first thing in a clone.
         drop(std::hint::black_box(vec![1_u8; SPARE_HEAP]));
         let ground = self.ground.as_mut().map_err(|why| why.clone())?;
-        self.ooms = oom_kills(&ground.held.vmstat);
+        self.ooms = ground.held.ooms.count();
         let frozen = freeze(ground, &self.runner);
         if frozen.is_err() && !ground.freezer.as_ref().is_some_and(Freezer::is_frozen) {
             ground.still.go_on();
         }
         // Who connected before is told of the restore.
         self.hook_news();
+        if frozen.is_ok() {
+            self.alert.stay(SNAPSHOT);
+        }
         self.session.send(Header::new(Kind::Frozen, 0), frozen.err().unwrap_or_default().as_bytes());
         Ok(())
     }

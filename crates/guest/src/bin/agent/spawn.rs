@@ -16,6 +16,7 @@ use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
 use tartarus_guest::{End, Start, Stream};
 
 use crate::events::Role;
+use crate::memory::OomKills;
 use crate::session::shortened;
 use crate::users::{self, User};
 
@@ -35,8 +36,8 @@ pub(crate) struct Held {
     pub(crate) proc: OwnedFd,
     /// `/dev/null`, for reading.
     pub(crate) null: OwnedFd,
-    /// The kernel's counters, which are read again and again.
-    pub(crate) vmstat: OwnedFd,
+    /// Read at every end.
+    pub(crate) ooms: OomKills,
     /// The release of the kernel.
     pub(crate) kernel: String,
 }
@@ -49,7 +50,7 @@ impl Held {
         Ok(Self {
             proc: open("/proc", path, Mode::empty())?,
             null: open("/dev/null", read, Mode::empty())?,
-            vmstat: open("/proc/vmstat", read, Mode::empty())?,
+            ooms: OomKills::open()?,
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         })
     }

@@ -10,7 +10,6 @@ use super::spare::{Ids, Plan};
 use super::{Dealt, Job, NO_RUNNER, watching};
 use crate::agent::Agent;
 use crate::events::{Role, Source, SparePart};
-use crate::memory::oom_kills;
 use crate::process::Process;
 use crate::spawn::{PATH, not_executable, stdin_pipe, user_of};
 use crate::users::User;
@@ -61,7 +60,7 @@ impl Agent {
             SparePart::Output(stream) => process.output(stream).wake(),
             SparePart::Socket => {
                 let Some(code) = process.last_word() else { return };
-                self.ooms = self.ground.as_ref().map_or(0, |ground| oom_kills(&ground.held.vmstat));
+                self.ooms = self.ground.as_ref().map_or(0, |ground| ground.held.ooms.since(self.ooms));
                 process.ends(Ok(code), self.ooms);
             }
         }

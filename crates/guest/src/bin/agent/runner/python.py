@@ -19,6 +19,7 @@ def _tartarus(names):
     # The socket of a job, and what the kernel tells its sockets apart by (SO_COOKIE): to look at the descriptor as a file
     # would cost a job in a fresh clone milliseconds more.
     ours = cookie = None
+    held = before = None
 
     def import_first(name):
         """Imports a module without leaving it for the job, which may never ask for it."""
@@ -63,8 +64,10 @@ def _tartarus(names):
             return
         for name in made:
             del modules[name]
-        del module
-        gc.collect()
+        del module, made
+        # To look for cycles takes longer than a short job. What was there before it is held, so any object more is new.
+        if not exact or len(gc.get_objects()) != before:
+            gc.collect()
         try:
             flush()
         except BaseException:
@@ -187,6 +190,8 @@ def _tartarus(names):
         raise OSError("the preloaded modules left no descriptor for the runner")
     level = _socket.SOL_SOCKET
 
+    rehearsal = """import sys; print(int(sum(range(3))), str(1.5), [x for x in (1,)], file=__import__("io").StringIO())"""
+    exact = (3, 10) <= new < (3, 14)
     streams, excepthook, status = (sys.stdout, sys.stderr), sys.excepthook, None
     # Extensions may write by the C library, whose buffers are not Python's.
     fflush = modules["ctypes"].CDLL(None).fflush if "ctypes" in modules else None
@@ -269,6 +274,10 @@ def _tartarus(names):
             ours.detach()
             ours = None
 
+    def rehearse():
+        """Compiles and runs what is in most programs."""
+        exec(rehearsal + "\n", {"__name__": "__main__"})
+
     def environ(items):
         values = dict([item.split(b"=", 1) for item in items])
         held = os.environ._data
@@ -327,9 +336,19 @@ def _tartarus(names):
 
     def job():
         """Returns in the child only, with the source and the namespace for it."""
-        nonlocal unknown, pid
+        nonlocal unknown, pid, held, before
         spare()
         pid = getpid()
+        command = ["python3", "-c", None]
+        if new >= (3, 10):
+            sys.orig_argv = command
+        # What any program writes to is copied before there is one to wait for that: counters of what all use, and the
+        # compiler's memory. The first call of any print makes a tuple that stays.
+        rehearse()
+        # A collection also stops minding what cannot be part of a cycle: later ones take nothing more out of the list.
+        gc.collect()
+        held = gc.get_objects()
+        before = len(held) + 1
         for name in list(names):
             if name not in kept:
                 del names[name]
@@ -338,9 +357,6 @@ def _tartarus(names):
         main.__dict__.update(names)
         del modules["__main__"]
         modules["__main__"], main = main, main.__dict__
-        command = ["python3", "-c", None]
-        if new >= (3, 10):
-            sys.orig_argv = command
         # The heap has grown, and what the dynamic linker looks up at a first call is looked up.
         os.write(1, bytes(100000)[:0])
         unused()
@@ -412,5 +428,3 @@ def _tartarus(names):
 
 # With globals of its own: those of the job are the job's alone.
 _tartarus = type(_tartarus)(_tartarus.__code__, {"__builtins__": __builtins__, "__name__": "tartarus"})(globals())
-with _tartarus:
-    exec(*_tartarus.job())

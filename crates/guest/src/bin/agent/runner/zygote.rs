@@ -21,6 +21,12 @@ use crate::users::User;
 
 /// The program for Python.
 const PYTHON: &str = include_str!("python.py");
+/// What it is started by. The interpreter keeps the syntax tree of its main program until that ends, and takes it to
+/// pieces before the exit handlers: so the main program is no more than this.
+const LOADER: &str = "exec(compile(__import__('sys').argv.pop(1), '<string>', 'exec'))
+with _tartarus:
+    exec(*_tartarus.job())
+";
 /// A job that uses what most jobs use, the report of an error too.
 pub(crate) const PYTHON_WARM: &str = include_str!("warm.py");
 /// Names the socket's descriptor in the zygote's environment.
@@ -77,7 +83,7 @@ impl Zygote {
         watch(control.as_fd(), Source::Runner(RunnerPart::Control))?;
         watch(output.as_fd(), Source::Runner(RunnerPart::Output))?;
         let mut command = Command::new("python3");
-        command.args(["-c", PYTHON]).args(&start.preload);
+        command.args(["-c", LOADER, PYTHON]).args(&start.preload);
         command.env_clear().env("PATH", PATH).env("HOME", &user.home).envs(&start.env);
         command.env(SOCKET, theirs.as_raw_fd().to_string());
         command.stdin(Stdio::from(held.null.try_clone()?)).stdout(their_output.try_clone()?).stderr(their_output);

@@ -303,6 +303,28 @@ print(1)"#,
         &[],
         None,
     ),
+    // A ring of which nothing of the job's own can be seen from outside, and what was there before it made fewer.
+    (
+        r#"import collections,gc,sys,weakref
+def f():
+ d=collections.deque(); d.append(d)
+ return weakref.finalize(d, print, "gone")
+sys.orig_argv=sys.path_hooks=sys.meta_path=None; gc.collect()
+f().atexit=False"#,
+        &[],
+        None,
+    ),
+    (
+        r#"import weakref
+def f(): yield g
+g=f(); h=weakref.ref(next(g)); g=(i for i in [[]]); next(g).append(g)
+try:
+  raise ValueError
+except ValueError as e:
+  e.e=e; w=weakref.ref(e, print)"#,
+        &[],
+        None,
+    ),
     (
         r#"class A:
  def __del__(s): raise ValueError("in del")
