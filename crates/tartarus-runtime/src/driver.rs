@@ -150,8 +150,9 @@ pub trait Driver: Send + Sync + 'static {
     fn fingerprint(&self) -> Fingerprint;
 
     /// Like [`Driver::boot`], from a snapshot of a machine of the same shape, taken under the same
-    /// [`Driver::fingerprint`]. The guest goes on where it was frozen. That the snapshot cannot be read shows as the
-    /// hypervisor's end.
+    /// [`Driver::fingerprint`]. The guest goes on where it was frozen as soon as somebody opens its [`Vm::channel`], and may
+    /// not before; nor can it be paused or saved. That the snapshot cannot be read shows as the hypervisor's end, then as
+    /// well.
     ///
     /// # Errors
     /// As [`Driver::boot`].

@@ -288,9 +288,10 @@ async fn a_machine_is_paused_saved_and_restored_twice() {
         let state = File::open(first.path().join("state")).unwrap();
         let from = Restore { memory: memory.clone(), state: state.into() };
         let clone = driver.restore(&machine(dir.path()), from, deadlines()).await.unwrap();
-        clones.push((dir, clone));
+        let channel = clone.channel().await.unwrap();
+        clones.push((dir, clone, channel));
     }
-    for (dir, clone) in &clones {
+    for (dir, clone, _) in &clones {
         let text = wait_for_letters(dir.path(), 3).await;
         assert_eq!(text.chars().next(), Some(expected), "after {frozen:?} came {text:?}");
         assert_in_order(&text);
@@ -305,7 +306,7 @@ async fn a_machine_is_paused_saved_and_restored_twice() {
     File::from(memory.try_clone().unwrap()).read_exact_at(&mut byte, 0x3_0000).unwrap();
     assert_eq!(char::from(byte[0]), expected);
 
-    for vm in clones.iter().map(|(_, vm)| &**vm).chain([&*vm]) {
+    for vm in clones.iter().map(|(_, vm, _)| &**vm).chain([&*vm]) {
         vm.kill().await;
         tokio::time::timeout(LIMIT, vm.wait()).await.unwrap();
     }
@@ -325,6 +326,7 @@ async fn a_state_that_is_none_ends_the_hypervisor() {
     memory.set_len(u64::from(MIB) << 20).unwrap();
     let from = Restore { memory: Arc::new(memory.into()), state: memfd_with("no state of devices") };
     let vm = driver.restore(&machine(dir.path()), from, deadlines()).await.unwrap();
+    let _channel = vm.channel().await.unwrap();
     let exit = tokio::time::timeout(LIMIT, vm.wait()).await.unwrap();
     assert_eq!(exit.cause, Cause::Itself);
     assert!(exit.status != "exit code 0" && !exit.console.is_empty(), "{exit:?}");

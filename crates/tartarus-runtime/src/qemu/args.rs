@@ -21,7 +21,8 @@ const MACHINE: &str = "microvm,acpi=on,isa-serial=on,memory-backend=ram,suppress
 pub(super) enum Start {
     /// From its kernel, on fresh memory.
     Boot,
-    /// From memory at [`MEMORY_FD`] and device state at [`STATE_FD`]. It loads and goes on by itself. A kernel would only be
+    /// From memory at [`MEMORY_FD`] and device state at [`STATE_FD`]. Once the host is at the guest's port it loads
+    /// and goes on by itself. A kernel would only be
     /// read and never be looked at, which took a quarter of QEMU's time before the guest goes on.
     Restore,
 }

@@ -69,7 +69,9 @@ impl Console {
         let text = String::from_utf8_lossy(&self.recent[from..]);
         let panicked = text.contains("Kernel panic");
         let clean: String = text.chars().filter(|c| *c == '\n' || !c.is_control()).collect();
-        let lines: Vec<&str> = clean.lines().filter(|l| !l.trim().is_empty()).collect();
+        // What QEMU says while it waits for this node is nobody's news.
+        let news = |line: &&str| !line.trim().is_empty() && !line.contains("QEMU waiting for connection on: ");
+        let lines: Vec<&str> = clean.lines().filter(news).collect();
         (lines[lines.len().saturating_sub(12)..].join("\n"), panicked)
     }
 }
@@ -95,7 +97,7 @@ mod tests {
         console.push(b"[    3.1] reboot: System halted\r\n");
         assert!(console.halted());
         console.push(&[b'\n'; 300]);
-        console.push(b"Kernel panic - not syncing\nthe end\n");
+        console.push(b"Kernel panic - not syncing\nthe end\nqemu: QEMU waiting for connection on: disconnected:x\n");
         let (text, panicked) = console.summary();
         assert!(panicked && text.ends_with("the end") && !text.contains('\x1b'), "{text}");
     }

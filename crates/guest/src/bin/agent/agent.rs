@@ -33,7 +33,7 @@ const CHUNK: usize = 64 * 1024;
 /// Reads of one source before the others have their turn.
 const READS: usize = 8;
 /// How long the layer stays frozen after a hello when no process is started, milliseconds: the host's way from the answer
-/// to its first start.
+/// to its first start. It counts from when the agent need not stay awake any more.
 const START: u16 = 50;
 /// Zombies reaped before other things have their turn.
 const REAPS: usize = 256;
@@ -202,9 +202,7 @@ impl Agent {
             };
             let pid = pid.as_raw_nonzero().get().unsigned_abs();
             if let Some(process) = self.processes.values_mut().find(|process| process.running() == Some(pid)) {
-                if let Ok(Ground { held: Held { ooms, .. }, .. }) = &self.ground {
-                    self.ooms = if status.signaled() { ooms.count() } else { ooms.since(self.ooms) };
-                }
+                self.ooms = self.ground.as_ref().map_or(0, |ground| ground.held.ooms.count());
                 process.exited(status, self.ooms);
             } else {
                 self.reaped_other(pid);

@@ -9,7 +9,7 @@ use rustix::system::finit_module;
 
 use crate::agent::Ground;
 use crate::console;
-use crate::disks::{self, Disks};
+use crate::disks;
 use crate::errors::{BootError, During};
 use crate::etc::EtcFiles;
 use crate::freeze::Freezer;
@@ -25,8 +25,7 @@ use crate::uevents::Uevents;
 /// Open files of the agent itself: three per process, and pipes that children of ended ones keep.
 const NOFILE: Rlimit = Rlimit { current: Some(524_288), maximum: Some(524_288) };
 
-/// What a kernel does by itself every second or more often, without anybody's asking, would wake each idle guest. Disks of
-/// the host's need no measuring of how fast they write, either.
+/// What a kernel does by itself every second or more often, without anybody's asking, would wake each idle guest.
 const QUIET: [(&str, &str); 2] = [("/proc/sys/vm/compaction_proactiveness", "0"), ("/proc/sys/vm/stat_interval", "10")];
 
 /// Boots. An error means that the host cannot even be told; what it can be told is the inner result.
@@ -61,20 +60,12 @@ fn load_modules() -> Result<(), BootError> {
     Ok(())
 }
 
-/// Another kernel may not have what is set here, and works without it.
-fn quiet(disks: &Disks) {
+fn prepare(uevents: &Uevents) -> Result<Ground, BootError> {
     for (path, value) in QUIET {
+        // Another kernel may not have it, and works without.
         let _ = fs::write(path, value);
     }
-    for disk in [&disks.base, &disks.layer] {
-        let _ = fs::write(disk.replacen("/dev/", "/sys/block/", 1) + "/queue/wbt_lat_usec", "0");
-    }
-}
-
-fn prepare(uevents: &Uevents) -> Result<Ground, BootError> {
-    let disks = disks::find(uevents)?;
-    quiet(&disks);
-    let layer = root::enter(&disks)?;
+    let layer = root::enter(&disks::find(uevents)?)?;
     if let Err(error) = identity::loopback_up() {
         console(&format!("the loopback interface stays down: {error}"));
     }

@@ -60,7 +60,8 @@ impl OomKills {
         parse(&String::from_utf8_lossy(&text[..length]))
     }
 
-    /// The same, where it was `before`. A kill of this very moment may be missed: not for one that was itself killed.
+    /// The same, where it was `before`. A kill of this very moment may be missed, whose line is still to come: for an end
+    /// that others than the kernel tell of.
     pub(crate) fn since(&self, before: u64) -> u64 {
         match self.log.as_ref().map(|log| read(log, &mut [0; 1])) {
             Some(Err(Errno::AGAIN)) => before,

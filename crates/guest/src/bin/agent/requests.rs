@@ -86,6 +86,7 @@ impl Agent {
         self.thaw_overdue();
         let ground = self.ground.as_mut().map_err(|why| why.clone())?;
         self.restored |= ground.freezer.as_mut().is_some_and(Freezer::restored);
+        self.alert.rest();
         (ground.become_it)(hello)?;
         if std::mem::take(&mut self.restored) {
             self.tell_of_restore();
@@ -129,7 +130,7 @@ impl Agent {
         } else if let Some(code) = &start.code {
             self.start_job(number, start, code)?;
         } else {
-            self.ooms = ground.held.ooms.since(self.ooms);
+            self.ooms = ground.held.ooms.count();
             let watch = |fd: BorrowedFd<'_>, role| self.events.watch(fd, Source::Pipe(number, role));
             let spawned = spawn(start, &ground.held, watch);
             self.processes.insert(number, Process::new(start.token.clone(), spawned, self.ooms));

@@ -1,4 +1,4 @@
-# The runner for Python: `python3 -c` of this text, started by the agent. It imports the modules that it is given as
+# The runner for Python, which the agent starts by a loader (`zygote.rs`). It imports the modules that it is given as
 # arguments, then forks a spare child whenever the agent asks for one; the child waits for one job and becomes it.
 # The protocol is in docs/runner-protocol.md. After a restore every instruction is new to the emulator, so what can be
 # done before the wait is done there, and nothing is imported for it that a plain `python3 -c` would not have.
@@ -19,7 +19,6 @@ def _tartarus(names):
     # The socket of a job, and what the kernel tells its sockets apart by (SO_COOKIE): to look at the descriptor as a file
     # would cost a job in a fresh clone milliseconds more.
     ours = cookie = None
-    held = before = None
 
     def import_first(name):
         """Imports a module without leaving it for the job, which may never ask for it."""
@@ -65,9 +64,10 @@ def _tartarus(names):
         for name in made:
             del modules[name]
         del module, made
-        # To look for cycles takes longer than a short job. What was there before it is held, so any object more is new.
-        if not exact or len(gc.get_objects()) != before:
-            gc.collect()
+        # What was raised last holds the frames, and they what the job made.
+        for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+            sys.__dict__.pop(name, None)
+        gc.collect()
         try:
             flush()
         except BaseException:
@@ -190,8 +190,7 @@ def _tartarus(names):
         raise OSError("the preloaded modules left no descriptor for the runner")
     level = _socket.SOL_SOCKET
 
-    rehearsal = """import sys; print(int(sum(range(3))), str(1.5), [x for x in (1,)], file=__import__("io").StringIO())"""
-    exact = (3, 10) <= new < (3, 14)
+    rehearsal = "import sys; [x for x in (str(1.5), int(sum(range(3))), sys.maxsize)]\n"
     streams, excepthook, status = (sys.stdout, sys.stderr), sys.excepthook, None
     # Extensions may write by the C library, whose buffers are not Python's.
     fflush = modules["ctypes"].CDLL(None).fflush if "ctypes" in modules else None
@@ -257,6 +256,12 @@ def _tartarus(names):
         os.dup2(stderr, 2)
         os.close(stdout)
         os.close(stderr)
+        # What any program writes to is copied before there is one to wait for that: counters of what all use, and the
+        # compiler's memory.
+        try:
+            exec(rehearsal, {"__name__": "__main__"})
+        except BaseException:
+            pass  # a preloaded module made something else of the language
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         right = theirs.fileno().to_bytes(4, sys.byteorder)
         zygote.sendmsg([b"spare"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, right)])
@@ -273,10 +278,6 @@ def _tartarus(names):
         if new < (3, 10) or not cookie:
             ours.detach()
             ours = None
-
-    def rehearse():
-        """Compiles and runs what is in most programs."""
-        exec(rehearsal + "\n", {"__name__": "__main__"})
 
     def environ(items):
         values = dict([item.split(b"=", 1) for item in items])
@@ -336,19 +337,12 @@ def _tartarus(names):
 
     def job():
         """Returns in the child only, with the source and the namespace for it."""
-        nonlocal unknown, pid, held, before
+        nonlocal unknown, pid
         spare()
         pid = getpid()
         command = ["python3", "-c", None]
         if new >= (3, 10):
             sys.orig_argv = command
-        # What any program writes to is copied before there is one to wait for that: counters of what all use, and the
-        # compiler's memory. The first call of any print makes a tuple that stays.
-        rehearse()
-        # A collection also stops minding what cannot be part of a cycle: later ones take nothing more out of the list.
-        gc.collect()
-        held = gc.get_objects()
-        before = len(held) + 1
         for name in list(names):
             if name not in kept:
                 del names[name]

@@ -22,7 +22,8 @@ use crate::users::User;
 /// The program for Python.
 const PYTHON: &str = include_str!("python.py");
 /// What it is started by. The interpreter keeps the syntax tree of its main program until that ends, and takes it to
-/// pieces before the exit handlers: so the main program is no more than this.
+/// pieces before the exit handlers: so the main program is no more than this, far below any line of a job, since both are
+/// lines of `<string>`.
 const LOADER: &str = "exec(compile(__import__('sys').argv.pop(1), '<string>', 'exec'))
 with _tartarus:
     exec(*_tartarus.job())
@@ -83,7 +84,7 @@ impl Zygote {
         watch(control.as_fd(), Source::Runner(RunnerPart::Control))?;
         watch(output.as_fd(), Source::Runner(RunnerPart::Output))?;
         let mut command = Command::new("python3");
-        command.args(["-c", LOADER, PYTHON]).args(&start.preload);
+        command.args(["-c", &("\n".repeat(1000) + LOADER), PYTHON]).args(&start.preload);
         command.env_clear().env("PATH", PATH).env("HOME", &user.home).envs(&start.env);
         command.env(SOCKET, theirs.as_raw_fd().to_string());
         command.stdin(Stdio::from(held.null.try_clone()?)).stdout(their_output.try_clone()?).stderr(their_output);

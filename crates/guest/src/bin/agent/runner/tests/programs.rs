@@ -303,25 +303,31 @@ print(1)"#,
         &[],
         None,
     ),
-    // A ring of which nothing of the job's own can be seen from outside, and what was there before it made fewer.
     (
-        r#"import collections,gc,sys,weakref
-def f():
- d=collections.deque(); d.append(d)
- return weakref.finalize(d, print, "gone")
-sys.orig_argv=sys.path_hooks=sys.meta_path=None; gc.collect()
-f().atexit=False"#,
+        r#"import collections,sys,weakref
+d=collections.deque(); d.append(d); sys.keep=weakref.ref(d,print); del d
+print("end")"#,
         &[],
         None,
     ),
     (
-        r#"import weakref
-def f(): yield g
-g=f(); h=weakref.ref(next(g)); g=(i for i in [[]]); next(g).append(g)
-try:
-  raise ValueError
-except ValueError as e:
-  e.e=e; w=weakref.ref(e, print)"#,
+        r#"class A:
+ def __del__(s): print("del")
+a=A(); raise ValueError"#,
+        &[],
+        None,
+    ),
+    (
+        r#"import sys
+sys.addaudithook(lambda name, rest: name.startswith(("gc.", "socket.", "sys._")) and print(name))
+print("end")"#,
+        &[],
+        None,
+    ),
+    (
+        r#"import gc
+gc.collect(); gc.callbacks.append(lambda phase, info: print(phase))
+print("end")"#,
         &[],
         None,
     ),
