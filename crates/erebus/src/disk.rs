@@ -1,8 +1,8 @@
 //! Files that must survive a crash. All of it blocks.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -55,6 +55,15 @@ pub(crate) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = create(path, 0o400)?;
     file.write_all(content)?;
     file.sync_all()
+}
+
+/// Lets whoever is handed the open file read it, whatever this process's umask: a hypervisor opens its kernel again, by
+/// another name and as another user. Nobody else gets into the folder.
+pub(crate) fn share(path: &Path) -> io::Result<()> {
+    match fs::metadata(path)?.permissions().mode() & 0o777 {
+        0o444 => Ok(()),
+        _ => fs::set_permissions(path, Permissions::from_mode(0o444)),
+    }
 }
 
 /// What was made or renamed in a folder is on disk once the folder is.

@@ -11,10 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tartarus_runtime::cell::Cell;
 use tartarus_runtime::host::{self, Tsc};
 use tartarus_runtime::qemu::{self, Accel, Qemu};
 use tartarus_runtime::supervisor::Program;
-use tartarus_runtime::{Deadlines, DiskFormat, Driver, Layer, Machine};
+use tartarus_runtime::{Deadlines, Driver, Layer, Machine};
 use tokio::sync::Mutex;
 
 use crate::ledger::{make_dir, read_json, write_json};
@@ -88,6 +89,8 @@ fn stamp(program: &Path) -> Option<Stamp> {
 /// Chooses drivers, and remembers.
 pub(crate) struct Chooser {
     dir: PathBuf,
+    /// File systems of cells.
+    cells: PathBuf,
     wanted: Wanted,
     supervisor: Program,
     /// By kernel.
@@ -113,19 +116,30 @@ fn decide(wanted: Wanted, kvm: &KvmFound) -> Result<Chosen, String> {
 }
 
 impl Chooser {
-    pub(crate) fn new(dir: PathBuf, wanted: Wanted, supervisor: Program) -> std::io::Result<Self> {
+    pub(crate) fn new(dir: PathBuf, cells: PathBuf, wanted: Wanted, supervisor: Program) -> std::io::Result<Self> {
         make_dir(&dir)?;
-        Ok(Self { dir, wanted, supervisor, known: Mutex::new(HashMap::new()) })
+        make_dir(&cells)?;
+        Ok(Self { dir, cells, wanted, supervisor, known: Mutex::new(HashMap::new()) })
     }
 
-    fn qemu(&self, program: &Path, build: &str, accel: Accel) -> Arc<dyn Driver> {
+    fn qemu(&self, program: &Path, build: &str, accel: Accel, cell: Option<Cell>) -> Arc<dyn Driver> {
         let (program, build, supervisor) = (program.to_owned(), build.to_owned(), self.supervisor.clone());
-        Arc::new(Qemu { program, build, accel, supervisor })
+        Arc::new(Qemu { program, build, accel, supervisor, cell })
+    }
+
+    /// Where a hypervisor is locked up.
+    async fn cell(&self, program: &Path, accel: Accel) -> Result<Option<Cell>, CannotStart> {
+        let (dir, program) = (self.cells.clone(), program.to_owned());
+        let device = (accel == Accel::Kvm).then(|| PathBuf::from("/dev/kvm"));
+        let made = tokio::task::spawn_blocking(move || Cell::open(&dir, &program, device)).await;
+        let failed =
+            |e: std::io::Error| CannotStart::retry(format!("gathering the hypervisor's files for its cell: {e}"));
+        made.map_err(CannotStart::retry)?.map_err(failed)
     }
 
     /// Takes over machines of any accelerator: by then they only have a supervisor.
     pub(crate) fn adopter(&self) -> Arc<dyn Driver> {
-        self.qemu(Path::new(qemu::PROGRAM), "", Accel::Kvm)
+        self.qemu(Path::new(qemu::PROGRAM), "", Accel::Kvm, None)
     }
 
     /// The driver for a kernel, and why. Probes if it must; concurrent callers wait for the same probe.
@@ -159,7 +173,12 @@ impl Chooser {
         let chosen = decide(self.wanted, &kvm).map_err(CannotStart::never)?;
         let accel = if chosen.driver == "qemu-kvm" { Accel::Kvm } else { Accel::Tcg { tsc_khz: self.tsc().await.khz } };
         tracing::info!(driver = chosen.driver, why = %chosen.why, "driver chosen");
-        let found = (self.qemu(&program, &build, accel), chosen);
+        let cell = self.cell(&program, accel).await?;
+        if let Some(cell) = cell.as_ref().filter(|_| known.is_empty()) {
+            // The first since the start. What is left takes room, and no more.
+            let _ = cell.remove_others();
+        }
+        let found = (self.qemu(&program, &build, accel, cell), chosen);
         known.insert(kernel.to_owned(), (now, found.clone()));
         Ok(found)
     }
@@ -196,6 +215,9 @@ impl Chooser {
             return Ok(KvmFound::Absent(format!("/dev/kvm: {e}")));
         }
         let path = self.dir.join("probe.json");
+        // Who is locked up may meet with something else.
+        let locked_up = if rustix::process::geteuid().is_root() { " in a cell" } else { "" };
+        let build = format!("{build}{locked_up}");
         let boot = host::boot_id();
         let key = |p: &Probe| p.boot == boot && p.kernel == kernel && p.build == build;
         if let Ok(Some(known)) = read_json::<Probe>(&path)
@@ -207,7 +229,7 @@ impl Chooser {
         tracing::info!("probing whether KVM boots a Linux guest (10 s at most)");
         // A guest that was not even started proves nothing, so nothing is remembered of it.
         let kvm = self.probe(program, vmlinuz, initramfs).await.map_err(CannotStart::retry)?;
-        let probe = Probe { boot: boot.clone(), kernel: kernel.to_owned(), build: build.to_owned(), kvm: kvm.clone() };
+        let probe = Probe { boot: boot.clone(), kernel: kernel.to_owned(), build, kvm: kvm.clone() };
         let _ = write_json(&path, &probe);
         Ok(kvm)
     }
@@ -228,11 +250,12 @@ impl Chooser {
             std::fs::write(disk, [0; 65_536]).map_err(|e| e.to_string())?;
         }
         let (kernel, initramfs) = (vmlinuz.to_owned(), initramfs.to_owned());
-        let layer = Layer { path: layer, format: DiskFormat::Raw };
+        let layer = Layer::raw(layer);
         let machine = Machine { dir: dir.to_owned(), cpus: 1, memory_mib: 256, kernel, initramfs, base, layer };
         let begin = std::time::Instant::now();
         let deadlines = Deadlines { wall_ms: Some(PROBE.as_millis() as u64 + 2_000), ..Deadlines::default() };
-        let vm = self.qemu(program, "", Accel::Kvm).boot(&machine, deadlines).await.map_err(|e| e.to_string())?;
+        let cell = self.cell(program, Accel::Kvm).await.map_err(|e| e.to_string())?;
+        let vm = self.qemu(program, "", Accel::Kvm, cell).boot(&machine, deadlines).await.map_err(|e| e.to_string())?;
         let answer = async {
             let channel = vm.channel().await.map_err(|e| e.to_string())?;
             let (tell, _events) = tokio::sync::mpsc::channel(1);

@@ -1,8 +1,9 @@
 //! What this machine can do, and what would help. Findings only; the one decision is [`crate::choice`]'s.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tartarus_api::doctor::{Check, Status};
+use tartarus_runtime::cell::Cell;
 use tartarus_runtime::host::Tsc;
 use tartarus_runtime::qemu;
 
@@ -27,6 +28,7 @@ pub(crate) async fn checks(data: &Path, tsc: Tsc) -> Vec<Check> {
         });
     }
     checks.push(user());
+    checks.push(cell(data.join("cells")).await);
     checks.push(subuid());
     checks.push(clock(tsc));
     checks.push(disk(data));
@@ -62,6 +64,29 @@ fn user() -> Check {
     let advice = "without root, sandboxes run, and these do not: a uid of its own for each hypervisor, cgroup limits \
                   and network namespaces";
     check("privileges", Status::Warn, format!("uid {}", uid.as_raw()), Some(advice))
+}
+
+/// Locks the hypervisor up, and looks whether it runs.
+async fn cell(dir: PathBuf) -> Check {
+    let tried = tokio::task::spawn_blocking(move || {
+        let program = qemu::find().ok_or("there is no hypervisor")?;
+        match Cell::open(&dir, &program, None).map_err(|e| e.to_string())? {
+            None => Ok(false),
+            Some(cell) => cell.check(&program).map(|()| true),
+        }
+    });
+    match tried.await.unwrap_or_else(|e| Err(e.to_string())) {
+        Ok(true) => check("cell", Status::Ok, "each hypervisor has a user id, files and namespaces of its own", None),
+        Ok(false) => {
+            let advice = "it runs as this user, with QEMU's seccomp filter and no new privileges; root can lock it up";
+            check("cell", Status::Warn, "not as an ordinary user", Some(advice))
+        }
+        Err(why) => {
+            let advice = "no sandbox starts as root without it: allow the server namespaces and mounts (CAP_SYS_ADMIN), or \
+                          start it as an ordinary user";
+            check("cell", Status::Fail, why, Some(advice))
+        }
+    }
 }
 
 fn subuid() -> Check {

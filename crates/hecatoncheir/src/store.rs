@@ -75,7 +75,8 @@ impl HostStore {
             bases,
             loaded_limit,
             clock,
-            chooser: Chooser::new(root.join("probe"), wanted, role("supervise")).map_err(Refusal::internal)?,
+            chooser: Chooser::new(root.join("probe"), root.join("cells"), wanted, role("supervise"))
+                .map_err(Refusal::internal)?,
             agent,
             agent_digest: Digest::of(agent).hex(),
             distrust: Mutex::default(),

@@ -1,7 +1,7 @@
 //! The node's workbench: makes machines out of images, kernels, layers and golden snapshots, and snapshots out of
 //! machines. The real [`Workshop`].
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -115,11 +115,9 @@ impl HostStore {
         let target = dir.join(LAYER);
         let made = tokio::task::spawn_blocking(move || {
             let state = snapshot.state()?;
-            let made = Layers::from_golden(&snapshot.layer_checked()?, &target)?;
-            Ok::<_, erebus::ErebusError>((state, made.format))
+            Ok::<_, erebus::ErebusError>((state, from_golden(snapshot.layer_checked()?, target)?))
         });
-        let (state, format) = made.await.map_err(|e| NotRestored::new(Kind::Passing, e))??;
-        let layer = Layer { path: dir.join(LAYER), format: disk_format(format) };
+        let (state, layer) = made.await.map_err(|e| NotRestored::new(Kind::Passing, e))??;
         let memory = Arc::clone(&**base);
         let from = Restore { memory, state };
         let (hold, files) = (Hold::on(base), Hold::on(lease));
@@ -133,11 +131,10 @@ impl HostStore {
         let files = snapshot.as_ref().map(|s| Hold::on(s.lease())).unwrap_or_default();
         let (layers, target, size) = (self.layers.clone(), dir.join(LAYER), spec.disk_mib);
         let made = blocking(move || match snapshot.as_ref().and_then(|s| s.layer_checked().ok()) {
-            Some(golden) => Layers::from_golden(&golden, &target).map(|made| made.format),
-            None => layers.make(size, &target).map(|made| made.format),
+            Some(golden) => from_golden(golden, target),
+            None => layers.make(size, &target).map(|_| Layer::raw(target)),
         });
-        let format = made.await.map_err(CannotStart::retry)?;
-        Ok((Layer { path: dir.join(LAYER), format: disk_format(format) }, files))
+        Ok((made.await.map_err(CannotStart::retry)?, files))
     }
 
     /// The memory of a snapshot, loaded and sealed.
@@ -160,11 +157,13 @@ fn required(spec: &SandboxSpec, NotRestored { why, kind }: &NotRestored) -> Cann
     }
 }
 
-fn disk_format(format: LayerFormat) -> DiskFormat {
-    match format {
+/// A layer at `target` that begins as `golden`. Blocks.
+fn from_golden(golden: PathBuf, target: PathBuf) -> Result<Layer, erebus::ErebusError> {
+    let format = match Layers::from_golden(&golden, &target)?.format {
         LayerFormat::Raw => DiskFormat::Raw,
-        LayerFormat::Qcow2 => DiskFormat::Qcow2,
-    }
+        LayerFormat::Qcow2 => DiskFormat::Overlay { over: golden },
+    };
+    Ok(Layer { path: target, format })
 }
 
 #[async_trait]

@@ -33,6 +33,7 @@ const AGENT_FD: RawFd = 100;
 const QMP_FD: RawFd = 101;
 const MEMORY_FD: RawFd = 102;
 const STATE_FD: RawFd = 103;
+const BASE_FD: RawFd = 104;
 /// Longest wait for the guest's next words.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -41,6 +42,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Launch {
     argv: Vec<String>,
     env: Vec<(String, String)>,
+    files: Vec<Given>,
+}
+
+#[derive(Deserialize)]
+struct Given {
+    path: PathBuf,
+    at: RawFd,
 }
 
 /// All that is prepared once.
@@ -73,9 +81,12 @@ fn main() -> Fallible<()> {
 impl Bare {
     fn open(pid: &str, snapshot: &Path, code: &Path, dir: &Path) -> Fallible<Self> {
         let proc = Path::new("/proc").join(pid);
-        let launch: Launch = serde_json::from_slice(&fs::read(proc.join("cwd/launch.json"))?)?;
-        let layer = dir.join("layer");
-        let argv = with_layer(launch.argv, &layer)?;
+        // Its supervisor is in the machine's folder; it itself may be locked up.
+        let status = fs::read_to_string(proc.join("status"))?;
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).ok_or("it has no parent")?.trim();
+        let launch: Launch = serde_json::from_slice(&fs::read(format!("/proc/{parent}/cwd/launch.json"))?)?;
+        let base = launch.files.iter().find(|file| file.at == BASE_FD).ok_or("it has no base")?;
+        let argv = with_files(launch.argv, &base.path, &dir.join("layer"))?;
         // The memfd itself, not a copy: sealed, so that nobody can change it.
         let memory = File::options().read(true).write(true).open(proc.join("fd").join(MEMORY_FD.to_string()))?;
         let state = snapshot.join("state");
@@ -141,24 +152,35 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     UnixListener::bind(path)
 }
 
-/// The same command line on a layer of our own: raw, whatever the product's was, since the guest sees no difference.
-fn with_layer(argv: Vec<String>, layer: &Path) -> Fallible<Vec<String>> {
+/// The same command line, by path instead of by descriptor and on a layer of our own: raw, whatever the product's was, since
+/// the guest sees no difference.
+fn with_files(argv: Vec<String>, base: &Path, layer: &Path) -> Fallible<Vec<String>> {
     let mut found = 0;
-    let mut replace = |arg: String| {
-        if !arg.starts_with("if=none,id=layer,") {
-            return arg;
-        }
+    let mut with = Vec::new();
+    let mut argv = argv.into_iter();
+    while let Some(arg) = argv.next() {
+        let path = match arg.as_str() {
+            "-add-fd" => {
+                argv.next();
+                continue;
+            }
+            drive if drive.starts_with("if=none,id=base,") => base,
+            drive if drive.starts_with("if=none,id=layer,") => layer,
+            _ => {
+                with.push(arg);
+                continue;
+            }
+        };
         found += 1;
-        let options = arg.split(',').filter(|option| !option.starts_with("file=") && !option.starts_with("format="));
+        let other = |option: &&str| !["file=", "format=", "backing."].iter().any(|start| option.starts_with(start));
         // A comma in a path is doubled there.
-        let path = layer.display().to_string().replace(',', ",,");
-        format!("{},format=raw,file={path}", options.collect::<Vec<_>>().join(","))
-    };
-    let argv = argv.into_iter().map(&mut replace).collect();
-    if found != 1 {
-        return Err(format!("the command line has {found} layers").into());
+        let path = path.display().to_string().replace(',', ",,");
+        with.push(format!("{},format=raw,file={path}", arg.split(',').filter(other).collect::<Vec<_>>().join(",")));
     }
-    Ok(argv)
+    if found != 2 {
+        return Err(format!("the command line has {found} disks").into());
+    }
+    Ok(with)
 }
 
 /// By reference where the file system can, else the parts that hold data.

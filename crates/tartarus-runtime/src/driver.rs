@@ -41,13 +41,23 @@ pub struct Layer {
     pub format: DiskFormat,
 }
 
+impl Layer {
+    /// A layer whose file is all of it.
+    pub fn raw(path: PathBuf) -> Self {
+        Self { path, format: DiskFormat::Raw }
+    }
+}
+
 /// How a disk's file is to be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DiskFormat {
     /// As it is.
     Raw,
-    /// A qcow2 file, perhaps over another one.
-    Qcow2,
+    /// A qcow2 file over a raw one, which is never written. What the qcow2 file says of it does not count.
+    Overlay {
+        /// The raw file, which must stay where it is until the hypervisor has started.
+        over: PathBuf,
+    },
 }
 
 /// What a machine is restored from: descriptors, since a file that was checked must be the file that is used.

@@ -5,6 +5,7 @@
 //! whoever speaks the guest protocol over [`Vm::channel`].
 
 pub mod bases;
+pub mod cell;
 pub mod driver;
 pub mod host;
 pub mod keeper;

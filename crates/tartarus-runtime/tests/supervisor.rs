@@ -12,11 +12,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use tartarus_runtime::cell::Cell;
 use tartarus_runtime::qemu::{self, Accel, Qemu};
 use tartarus_runtime::supervisor::{Launch, SupervisedVm};
-use tartarus_runtime::{
-    Adopted, Cause, Deadlines, DiskFormat, Driver, Layer, Machine, Restore, RuntimeError, Vm, host, pages,
-};
+use tartarus_runtime::{Adopted, Cause, Deadlines, Driver, Restore, RuntimeError, Vm, host, pages};
+
+use support::tiny::{MIB, letters, machine, wait_for_letters};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -48,6 +49,8 @@ fn launch(script: &str, fds: Vec<(i32, i32)>) -> Launch {
         argv,
         sockets: vec![("agent.sock".to_owned(), 100), ("qmp.sock".to_owned(), 101)],
         fds,
+        files: Vec::new(),
+        cell: None,
         deadlines: deadlines(),
     }
 }
@@ -119,99 +122,6 @@ async fn a_descriptor_that_is_not_there_is_an_error() {
     }
 }
 
-/// A kernel by the Linux boot protocol, in a few instructions of real mode: it prints the alphabet over and over, about
-/// 20 letters a second, and keeps the next letter in memory.
-fn kernel() -> Vec<u8> {
-    let mut kernel = vec![0; 8192];
-    kernel[0x1f1] = 1; // sectors of set-up code, beside the first
-    kernel[0x200..0x202].copy_from_slice(&[0xeb, 0x7e]); // jmp 0x280
-    kernel[0x202..0x206].copy_from_slice(b"HdrS");
-    kernel[0x206..0x208].copy_from_slice(&[0x02, 0x02]);
-    kernel[0x211] = 1; // is loaded high
-    let code: [u8; 41] = [
-        0xfa, // cli
-        0xb8,
-        0x00,
-        0x30,
-        0x8e,
-        0xd8, // ds = 0x3000
-        0xc6,
-        0x06,
-        0x00,
-        0x00,
-        b'A', // mov byte [0], 'A'
-        0xa0,
-        0x00,
-        0x00, // next: mov al, [0]
-        0xba,
-        0xf8,
-        0x03,
-        0xee, // out 0x3f8, al
-        0xfe,
-        0xc0,
-        0x3c,
-        b'Z' + 1,
-        0x75,
-        0x02,
-        0xb0,
-        b'A', // the next letter
-        0xa2,
-        0x00,
-        0x00, // mov [0], al
-        0x66,
-        0xb9,
-        0x00,
-        0x00,
-        0x80,
-        0x00,
-        0x66,
-        0x49,
-        0x75,
-        0xfc, // count 8388608 down
-        0xeb,
-        0xe2, // jmp next
-    ];
-    kernel[0x280..0x280 + code.len()].copy_from_slice(&code);
-    kernel
-}
-
-const MIB: u32 = 64;
-
-fn machine(dir: &Path) -> Machine {
-    for name in ["base", "layer", "initramfs"] {
-        std::fs::write(dir.join(name), vec![0; 1 << 20]).unwrap();
-    }
-    std::fs::write(dir.join("kernel"), kernel()).unwrap();
-    Machine {
-        dir: dir.to_owned(),
-        cpus: 1,
-        memory_mib: MIB,
-        kernel: dir.join("kernel"),
-        initramfs: dir.join("initramfs"),
-        base: dir.join("base"),
-        layer: Layer { path: dir.join("layer"), format: DiskFormat::Raw },
-    }
-}
-
-/// What the guest printed; QEMU's own lines come first.
-fn letters(dir: &Path) -> String {
-    let text = std::fs::read_to_string(dir.join("console.log")).unwrap_or_default();
-    let last = text.rsplit('\n').next().unwrap_or_default();
-    last.chars().skip_while(|c| !c.is_ascii_uppercase()).collect()
-}
-
-async fn wait_for_letters(dir: &Path, more_than: usize) -> String {
-    let begin = std::time::Instant::now();
-    loop {
-        let now = letters(dir);
-        if now.len() > more_than {
-            return now;
-        }
-        assert!(begin.elapsed() < LIMIT, "the guest printed only {now:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 fn following(letter: char) -> char {
     if letter == 'Z' { 'A' } else { (letter as u8 + 1) as char }
 }
@@ -244,8 +154,10 @@ async fn a_machine_is_paused_saved_and_restored_twice() {
         return;
     };
     let build = qemu::version(&program).await.unwrap();
+    let cells = tempfile::tempdir().unwrap();
+    let cell = Cell::open(cells.path(), &program, None).unwrap();
     let accel = Accel::Tcg { tsc_khz: host::measure_tsc().khz };
-    let driver = Qemu { program, accel, build: build.clone(), supervisor: support::supervisor() };
+    let driver = Qemu { program, accel, build: build.clone(), supervisor: support::supervisor(), cell };
     let fingerprint = driver.fingerprint();
     assert_eq!((fingerprint.driver.as_str(), fingerprint.build), ("qemu-tcg", build));
     let first = tempfile::tempdir().unwrap();
@@ -320,7 +232,9 @@ async fn a_state_that_is_none_ends_the_hypervisor() {
         return;
     };
     let accel = Accel::Tcg { tsc_khz: 2_000_000 };
-    let driver = Qemu { program, accel, build: String::new(), supervisor: support::supervisor() };
+    let cells = tempfile::tempdir().unwrap();
+    let cell = Cell::open(cells.path(), &program, None).unwrap();
+    let driver = Qemu { program, accel, build: String::new(), supervisor: support::supervisor(), cell };
     let dir = tempfile::tempdir().unwrap();
     let memory = File::from(memfd_create("base", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap());
     memory.set_len(u64::from(MIB) << 20).unwrap();

@@ -14,8 +14,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use hecatoncheir::workshop::{CannotStart, Hold, Ready, Start, Workshop};
 use tartarus_runtime::{
-    Adopted, Cause, Channel, Deadlines, DiskFormat, Driver, Fingerprint, Layer, Machine, Restore, RuntimeError, Vm,
-    VmExit,
+    Adopted, Cause, Channel, Deadlines, Driver, Fingerprint, Layer, Machine, Restore, RuntimeError, Vm, VmExit,
 };
 use tartarus_types::{SandboxSpec, SnapshotUse};
 use tokio::sync::watch;
@@ -135,7 +134,7 @@ impl Workshop for FakeWorkshop {
         let (cpus, memory_mib) = (spec.cpus, spec.memory_mib);
         let none = Path::new("/dev/null").to_owned();
         let (kernel, initramfs, base) = (none.clone(), none.clone(), none);
-        let layer = Layer { path: layer, format: DiskFormat::Raw };
+        let layer = Layer::raw(layer);
         let machine = Machine { dir: dir.to_owned(), cpus, memory_mib, kernel, initramfs, base, layer };
         let known = spec.golden.as_ref().filter(|g| self.kept().contains(*g) && !self.distrusted().contains(*g));
         let start = match (spec.snapshot, known) {

@@ -188,7 +188,14 @@ impl Server {
             let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
             let cmdline = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let cmdline = String::from_utf8_lossy(&cmdline).replace('\0', " ");
-            if cmdline.contains(&data) && Some(pid) != self.child.as_ref().map(Child::id) {
+            // A hypervisor is handed its files open, and knows no path.
+            let holds = || {
+                let open = std::fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten();
+                let mut links = open.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+                links.any(|link| link.to_str().is_some_and(|link| link.contains(&data)))
+            };
+            let ours = cmdline.contains(&data) || cmdline.contains("qemu-system") && holds();
+            if ours && Some(pid) != self.child.as_ref().map(Child::id) {
                 found.push((pid, cmdline));
             }
         }

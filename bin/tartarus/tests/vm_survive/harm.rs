@@ -71,6 +71,7 @@ fn a_guest_that_hangs_at_boot_ends_at_its_start_timeout() {
     assert!((5..15).contains(&took.as_secs()), "it took {took:?}");
     assert_eq!(server.ok(&["exec", &neighbour, "--", "echo", "here"]), "here");
     // The next one, with the right initramfs, starts.
+    std::fs::remove_file(&initramfs).unwrap();
     std::fs::write(initramfs, was).unwrap();
     assert_eq!(server.ok(&["run", "--no-snapshot", "busybox", "--", "echo", "well"]), "well");
     server.ok(&["rm", &neighbour]);

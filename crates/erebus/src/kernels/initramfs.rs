@@ -16,7 +16,10 @@ const FOLDERS: [&str; 8] = ["proc", "sys", "dev", "base", "layer", "root", "modu
 pub(super) fn find_or_make(dir: &Path, staging: &Path, modules: &[String], agent: &[u8]) -> io::Result<PathBuf> {
     let name = format!("initramfs-{}.cpio", &Digest::of(agent).hex()[..16]);
     let path = dir.join(&name);
+    // What an older version stored is its owner's alone.
+    disk::share(&dir.join("vmlinuz"))?;
     if path.try_exists()? {
+        disk::share(&path)?;
         return Ok(path);
     }
     let staging = Staging::new(staging)?;
@@ -24,6 +27,7 @@ pub(super) fn find_or_make(dir: &Path, staging: &Path, modules: &[String], agent
     let mut cpio = Cpio::new(BufWriter::new(disk::create(&made, 0o400)?));
     fill(&mut cpio, &dir.join("modules"), modules, agent)?;
     let file = cpio.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
+    disk::share(&made)?;
     file.sync_all()?;
     fs::rename(&made, &path)?;
     for entry in fs::read_dir(dir)? {

@@ -3,7 +3,9 @@
 
 use std::path::Path;
 
-use super::{AGENT_FD, Accel, MEMORY_FD, QMP_FD, STATE_FD};
+use super::{
+    AGENT_FD, Accel, BASE_FD, INITRAMFS_FD, KERNEL_FD, LAYER_FD, LAYER_READ_FD, MEMORY_FD, OVER_FD, QMP_FD, STATE_FD,
+};
 use crate::driver::{DiskFormat, Machine, RuntimeError};
 
 /// The card's address: locally administered, the same in every machine, since each has a network of its own.
@@ -61,11 +63,13 @@ pub(super) fn argv(program: &Path, accel: Accel, machine: &Machine, start: Start
             (file, "on")
         }
     };
-    // Neither format needs more of the host than the seccomp filter allows. A qcow2 file was made by us and names its
-    // backing file and that file's format itself; the guest only ever writes into its clusters.
-    let format = match machine.layer.format {
-        DiskFormat::Raw => "raw",
-        DiskFormat::Qcow2 => "qcow2",
+    // Neither format needs more of the host than the seccomp filter allows. What a qcow2 file says of the file that it
+    // lies over is not asked.
+    let (format, over) = match machine.layer.format {
+        DiskFormat::Raw => ("raw", ""),
+        DiskFormat::Overlay { .. } => {
+            ("qcow2", ",backing.driver=raw,backing.file.driver=file,backing.file.filename=/dev/fdset/3")
+        }
     };
     let mut args = vec![
         text(program)?,
@@ -98,17 +102,23 @@ pub(super) fn argv(program: &Path, accel: Accel, machine: &Machine, start: Start
         format!("socket,id=qmp,fd={QMP_FD},server=on,wait=off"),
         "-mon".into(),
         "chardev=qmp,mode=control".into(),
+        "-add-fd".into(),
+        format!("fd={BASE_FD},set=1"),
+        "-add-fd".into(),
+        format!("fd={LAYER_FD},set=2"),
+        "-add-fd".into(),
+        format!("fd={LAYER_READ_FD},set=2"),
         // From here on: machine shape v1, in its fixed order.
         "-drive".into(),
-        format!("if=none,id=base,format=raw,readonly=on,file={}", value(&machine.base)?),
+        "if=none,id=base,format=raw,readonly=on,file=/dev/fdset/1".into(),
         "-device".into(),
         "virtio-blk-device,drive=base".into(),
         // The layer is thrown away with the machine: nothing of it needs to reach the disk. An error of the host's disk
         // is the guest's to see; by default QEMU would stop the machine for ever.
         "-drive".into(),
         format!(
-            "if=none,id=layer,format={format},cache=unsafe,discard=unmap,werror=report,rerror=report,file={}",
-            value(&machine.layer.path)?
+            "if=none,id=layer,format={format},cache=unsafe,discard=unmap,werror=report,rerror=report,\
+             file=/dev/fdset/2{over}"
         ),
         "-device".into(),
         "virtio-blk-device,drive=layer".into(),
@@ -125,6 +135,9 @@ pub(super) fn argv(program: &Path, accel: Accel, machine: &Machine, start: Start
         // No announcement after a restore: it wakes half of the guest's network code, and every clone has a network of its own.
         format!("virtio-net-device,netdev=net0,mac={MAC},guest_announce=off"),
     ];
+    if !over.is_empty() {
+        args.extend(["-add-fd".into(), format!("fd={OVER_FD},set=3")]);
+    }
     match start {
         Start::Boot => {
             let clock = match accel {
@@ -138,7 +151,8 @@ pub(super) fn argv(program: &Path, accel: Accel, machine: &Machine, start: Start
             // Nobody looks for a lockup in there but the host, and the modules for security that nobody set up are asked at
             // each system call; the two that stay are for programs that confine themselves.
             let append = format!("console=ttyS0 quiet panic=-1 reboot=t nowatchdog lsm=landlock,yama{clock}");
-            args.extend(["-kernel".into(), text(&machine.kernel)?, "-initrd".into(), text(&machine.initramfs)?]);
+            args.extend(["-kernel".into(), format!("/proc/self/fd/{KERNEL_FD}")]);
+            args.extend(["-initrd".into(), format!("/proc/self/fd/{INITRAMFS_FD}")]);
             args.extend(["-append".into(), append]);
         }
         Start::Restore => args.extend(["-incoming".into(), format!("fd:{STATE_FD}")]),
@@ -149,11 +163,6 @@ pub(super) fn argv(program: &Path, accel: Accel, machine: &Machine, start: Start
 fn text(path: &Path) -> Result<String, RuntimeError> {
     let text = path.to_str().ok_or_else(|| RuntimeError::Start(format!("{} is not UTF-8", path.display())))?;
     Ok(text.to_owned())
-}
-
-/// A path within a comma-separated option: QEMU reads a doubled comma as one.
-fn value(path: &Path) -> Result<String, RuntimeError> {
-    Ok(text(path)?.replace(',', ",,"))
 }
 
 #[cfg(test)]
@@ -171,7 +180,7 @@ mod tests {
             kernel: "/k/vmlinuz".into(),
             initramfs: "/k/initramfs.cpio".into(),
             base: "/b/a,b.sqsh".into(),
-            layer: Layer { path: "/d/layer".into(), format: DiskFormat::Raw },
+            layer: Layer::raw("/d/layer".into()),
         }
     }
 
@@ -191,13 +200,14 @@ mod tests {
              -global migration.send-configuration=off \
              -chardev stdio,id=console,signal=off -serial chardev:console \
              -chardev socket,id=qmp,fd=101,server=on,wait=off -mon chardev=qmp,mode=control \
-             -drive if=none,id=base,format=raw,readonly=on,file=/b/a,,b.sqsh -device virtio-blk-device,drive=base \
-             -drive if=none,id=layer,format=raw,cache=unsafe,discard=unmap,werror=report,rerror=report,file=/d/layer \
+             -add-fd fd=104,set=1 -add-fd fd=105,set=2 -add-fd fd=106,set=2 \
+             -drive if=none,id=base,format=raw,readonly=on,file=/dev/fdset/1 -device virtio-blk-device,drive=base \
+             -drive if=none,id=layer,format=raw,cache=unsafe,discard=unmap,werror=report,rerror=report,file=/dev/fdset/2 \
              -device virtio-blk-device,drive=layer -device virtio-serial-device \
              -chardev socket,id=agent,fd=100,server=on,wait=off \
              -device virtserialport,chardev=agent,name=tartarus.agent.1 \
              -netdev hubport,id=net0,hubid=0 -device virtio-net-device,netdev=net0,mac=02:54:54:00:00:01,guest_announce=off \
-             -kernel /k/vmlinuz -initrd /k/initramfs.cpio \
+             -kernel /proc/self/fd/108 -initrd /proc/self/fd/109 \
              -append console=ttyS0 quiet panic=-1 reboot=t nowatchdog lsm=landlock,yama tsc_early_khz=2000000 tsc=reliable no_timer_check mitigations=off"
         );
     }
@@ -215,11 +225,16 @@ mod tests {
     }
 
     #[test]
-    fn a_qcow2_layer_differs_in_its_format_only() {
+    fn an_overlay_differs_in_its_format_and_what_it_lies_over() {
         let mut machine = machine();
         let raw = line(TCG, &machine, Start::Boot);
-        machine.layer.format = DiskFormat::Qcow2;
-        assert_eq!(line(TCG, &machine, Start::Boot), raw.replace("id=layer,format=raw", "id=layer,format=qcow2"));
+        machine.layer.format = DiskFormat::Overlay { over: "/g/layer".into() };
+        let over = "file=/dev/fdset/2,backing.driver=raw,backing.file.driver=file,backing.file.filename=/dev/fdset/3";
+        let expected = raw
+            .replace("id=layer,format=raw", "id=layer,format=qcow2")
+            .replace("file=/dev/fdset/2", over)
+            .replace(" -kernel", " -add-fd fd=107,set=3 -kernel");
+        assert_eq!(line(TCG, &machine, Start::Boot), expected);
     }
 
     #[test]

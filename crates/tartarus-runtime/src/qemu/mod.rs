@@ -11,9 +11,10 @@ use async_trait::async_trait;
 
 use args::Start;
 
-use crate::driver::{Adopted, Driver, Fingerprint, Machine, Restore, RuntimeError, Vm};
+use crate::cell::Cell;
+use crate::driver::{Adopted, DiskFormat, Driver, Fingerprint, Machine, Restore, RuntimeError, Vm};
 use crate::host;
-use crate::supervisor::{Deadlines, Launch, Program, SupervisedVm};
+use crate::supervisor::{Deadlines, Given, Launch, Program, SupervisedVm};
 
 /// QEMU's program on x86-64.
 pub const PROGRAM: &str = "qemu-system-x86_64";
@@ -27,6 +28,13 @@ const AGENT_FD: i32 = 100;
 const QMP_FD: i32 = 101;
 const MEMORY_FD: i32 = 102;
 const STATE_FD: i32 = 103;
+/// And its files. A disk that is written is opened twice, since QEMU reads it first by a descriptor that cannot write.
+const BASE_FD: i32 = 104;
+const LAYER_FD: i32 = 105;
+const LAYER_READ_FD: i32 = 106;
+const OVER_FD: i32 = 107;
+const KERNEL_FD: i32 = 108;
+const INITRAMFS_FD: i32 = 109;
 
 /// One heap for all of its threads, which grows in larger steps: the thread that translates guest code asks for memory
 /// all the time, and glibc gives any thread but the first 4 KiB at once. (It also fixes the size from which a block is
@@ -56,6 +64,8 @@ pub struct Qemu {
     pub build: String,
     /// The supervisor's program.
     pub supervisor: Program,
+    /// Where it is locked up; `None` where nobody can.
+    pub cell: Option<Cell>,
 }
 
 #[async_trait]
@@ -109,9 +119,25 @@ impl Qemu {
         let argv = args::argv(&self.program, self.accel, machine, start)?;
         let sockets = vec![(AGENT.to_owned(), AGENT_FD), (QMP.to_owned(), QMP_FD)];
         let env = ENV.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-        let launch = Launch { argv, env, sockets, fds, deadlines };
+        let (files, cell) = (files(machine, start), self.cell.clone());
+        let launch = Launch { argv, env, sockets, fds, files, cell, deadlines };
         Ok(Box::new(SupervisedVm::launch(&self.supervisor, &machine.dir, &launch, AGENT).await?))
     }
+}
+
+/// What a machine is given open.
+fn files(machine: &Machine, start: Start) -> Vec<Given> {
+    let file = |path: &Path, at| Given { path: path.to_owned(), write: false, at };
+    let layer = &machine.layer.path;
+    let mut files = vec![file(&machine.base, BASE_FD), file(layer, LAYER_READ_FD)];
+    files.push(Given { write: true, ..file(layer, LAYER_FD) });
+    if let DiskFormat::Overlay { over } = &machine.layer.format {
+        files.push(file(over, OVER_FD));
+    }
+    if start == Start::Boot {
+        files.extend([file(&machine.kernel, KERNEL_FD), file(&machine.initramfs, INITRAMFS_FD)]);
+    }
+    files
 }
 
 /// Where the program is: on the path, or where administrators' programs are. Everything that runs it uses this answer,
@@ -119,7 +145,9 @@ impl Qemu {
 pub fn find() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(["/usr/bin", "/usr/local/bin"].map(PathBuf::from));
-    folders.map(|dir| dir.join(PROGRAM)).find(|program| program.is_absolute() && program.is_file())
+    let found = folders.map(|dir| dir.join(PROGRAM)).find(|program| program.is_absolute() && program.is_file())?;
+    // QEMU looks for its firmware beside where it really is.
+    Some(found.canonicalize().unwrap_or(found))
 }
 
 /// The first line of `qemu --version`: what identifies a build.

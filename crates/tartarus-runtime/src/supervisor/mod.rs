@@ -12,6 +12,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cell::Cell;
+
 pub use client::SupervisedVm;
 pub(crate) use client::connect_in;
 pub use process::main;
@@ -42,8 +44,25 @@ pub struct Launch {
     /// They must be open in the launching process until the launch is over.
     #[serde(default)]
     pub fds: Vec<(i32, i32)>,
+    /// Files that the supervisor opens for the hypervisor.
+    #[serde(default)]
+    pub files: Vec<Given>,
+    /// Where the hypervisor is locked up; `None` where only root could, and is not.
+    #[serde(default)]
+    pub cell: Option<Cell>,
     /// The first deadlines, counted from the supervisor's start.
     pub deadlines: Deadlines,
+}
+
+/// A file that a hypervisor is given open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Given {
+    /// Its path for the supervisor.
+    pub path: PathBuf,
+    /// It may be written.
+    pub write: bool,
+    /// The descriptor under which the hypervisor finds it.
+    pub at: i32,
 }
 
 /// When the supervisor ends the hypervisor by itself. Milliseconds from when it hears of them.
@@ -121,6 +140,6 @@ mod tests {
         let old = r#"{"argv":["qemu","-x"],"sockets":[["agent.sock",100]],"deadlines":{"wall_ms":5,"idle_ms":null,"lease_ms":null}}"#;
         let launch: Launch = serde_json::from_str(old).unwrap();
         assert_eq!((launch.argv.len(), launch.sockets.len(), launch.fds), (2, 1, Vec::new()));
-        assert_eq!(launch.env, Vec::new());
+        assert_eq!((launch.env.len(), launch.files.len(), launch.cell), (0, 0, None));
     }
 }

@@ -14,7 +14,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 
 use super::console::Console;
-use super::{CONTROL, Cause, Deadlines, EXIT, LAUNCH, Launch, News, Order, VmExit};
+use super::{CONTROL, Cause, Deadlines, EXIT, Given, LAUNCH, Launch, News, Order, VmExit};
+use crate::cell;
 
 /// Connections of agents at once: the living one, and one that just died.
 const MAX_CLIENTS: usize = 4;
@@ -58,6 +59,8 @@ struct Supervisor {
     clients: Vec<Client>,
     limits: Limits,
     ordered: bool,
+    /// Its user id in its cell, which is nobody else's as long as this lives.
+    _uid: Option<cell::Uid>,
 }
 
 struct Client {
@@ -103,16 +106,42 @@ fn start(dir: &Path) -> io::Result<Supervisor> {
     let control = listen(CONTROL)?;
     let sockets = launch.sockets.iter().map(|(name, fd)| Ok((listen(name)?, *fd))).collect::<io::Result<Vec<_>>>()?;
     let console = Console::create(Path::new("."))?;
-    let (output, writer) = io::pipe()?;
-    let child = spawn(&launch, &sockets, &inherited, writer)?;
+    let files = launch.files.iter().map(open).collect::<io::Result<Vec<_>>>()?;
+    let uid = launch.cell.as_ref().map(|cell| cell::take(&cell.locks)).transpose()?;
+    if launch.cell.is_some() {
+        // For the child: it is the first process of a namespace, and all that it could start ends with it.
+        // SAFETY: it does not touch the table of descriptors, which is what the function is unsafe for.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWPID) }?;
+    }
+    let entry =
+        launch.cell.as_ref().zip(uid.as_ref()).map(|(cell, uid)| cell::Entry::new(cell, uid.number)).transpose()?;
+    let given = sockets.iter().map(|(socket, at)| (socket.as_raw_fd(), *at));
+    let given = given.chain(inherited.iter().chain(&files).map(|(fd, at)| (fd.as_raw_fd(), *at))).collect();
+    let (mut output, writer) = io::pipe()?;
+    let child = spawn(&launch, given, entry, output.as_raw_fd(), writer).map_err(|error| {
+        // Which step it was.
+        let mut said = String::new();
+        let _ = output.read_to_string(&mut said);
+        io::Error::new(error.kind(), [said.trim(), &error.to_string()].join(if said.is_empty() { "" } else { ": " }))
+    })?;
     // The hypervisor's memory must not outlive it because of its supervisor.
-    drop(inherited);
+    drop((inherited, files));
     let pid = rustix::process::Pid::from_child(&child);
     let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
     control.set_nonblocking(true)?;
     rustix::io::ioctl_fionbio(&output, true)?;
     let limits = Limits::new(launch.deadlines, Instant::now());
-    Ok(Supervisor { child, pidfd, output: Some(output), console, control, clients: Vec::new(), limits, ordered: false })
+    Ok(Supervisor {
+        child,
+        pidfd,
+        output: Some(output),
+        console,
+        control,
+        clients: Vec::new(),
+        limits,
+        ordered: false,
+        _uid: uid,
+    })
 }
 
 /// Moves inherited descriptors out of the way: the agent may have had one under the very number that another one, or a
@@ -140,16 +169,21 @@ fn take(fds: &[(RawFd, RawFd)]) -> io::Result<Vec<(OwnedFd, RawFd)>> {
     Ok(moved)
 }
 
+/// Opens a file for the hypervisor.
+fn open(file: &Given) -> io::Result<(OwnedFd, RawFd)> {
+    let opened = File::options().read(true).write(file.write).open(&file.path);
+    let opened = opened.map_err(|e| io::Error::new(e.kind(), format!("opening {}: {e}", file.path.display())))?;
+    Ok((opened.into(), file.at))
+}
+
 fn spawn(
     launch: &Launch,
-    sockets: &[(UnixListener, RawFd)],
-    inherited: &[(OwnedFd, RawFd)],
+    fds: Vec<(RawFd, RawFd)>,
+    entry: Option<cell::Entry>,
+    reader: RawFd,
     output: io::PipeWriter,
 ) -> io::Result<Child> {
     let (program, args) = launch.argv.split_first().ok_or_else(|| io::Error::other("launch.json has no program"))?;
-    let sockets = sockets.iter().map(|(socket, at)| (socket.as_raw_fd(), *at));
-    let fds: Vec<(RawFd, RawFd)> = sockets.chain(inherited.iter().map(|(fd, at)| (fd.as_raw_fd(), *at))).collect();
-    let parent = rustix::process::getpid();
     let mut command = Command::new(program);
     command
         .args(args)
@@ -161,11 +195,6 @@ fn spawn(
     // SAFETY: the closure only makes system calls; it allocates nothing and takes no lock.
     unsafe {
         command.pre_exec(move || {
-            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-            // The supervisor may have died before that: then nobody would ever end this process.
-            if rustix::process::getppid() != Some(parent) {
-                return Err(io::ErrorKind::BrokenPipe.into());
-            }
             // What uses a host's memory up is some guest: it ends before whoever must clean up. Where this may not be said
             // the kernel goes by size alone.
             let score = rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
@@ -179,7 +208,10 @@ fn spawn(
                     return Err(io::Error::last_os_error());
                 }
             }
-            Ok(())
+            entry.as_ref().map_or(Ok(()), cell::Entry::enter)?;
+            // Else this process itself would read what it writes.
+            libc::close(reader);
+            cell::last_steps()
         });
     }
     command.spawn().map_err(|e| io::Error::new(e.kind(), format!("{program}: {e}")))

@@ -10,6 +10,7 @@ use tartarus_runtime::keeper;
 use tartarus_runtime::supervisor::{self, Program};
 
 pub(crate) mod roles;
+pub(crate) mod tiny;
 
 /// The first argument that makes this executable a supervisor, or something else.
 const SUPERVISOR: &str = "be-a-supervisor";

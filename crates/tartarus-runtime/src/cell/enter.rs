@@ -1,0 +1,164 @@
+//! The way into a cell, between fork and exec. Every step is here, in this order, and why; a failure ends the start.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, chownat, mknodat};
+use rustix::io::Errno;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, mount_remount, unmount,
+};
+use rustix::process::{Gid, Signal, Uid, set_parent_process_death_signal};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, UnshareFlags, clear_ambient_capability_set, remove_capability_from_bounding_set,
+    set_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid, unshare_unsafe,
+};
+
+use super::Cell;
+
+/// Everything that the way takes, prepared before the fork: after it nothing is allocated.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    root: CString,
+    proc: CString,
+    device: Option<Device>,
+    uid: u32,
+}
+
+/// A node that is made in the cell, for its user alone: on the host it may be root's.
+#[derive(Debug)]
+struct Device {
+    /// The folder that it is put into, under a file system of its own.
+    folder: CString,
+    node: CString,
+    /// What is there else.
+    null: CString,
+    number: rustix::fs::Dev,
+}
+
+impl Entry {
+    pub(crate) fn new(cell: &Cell, uid: u32) -> io::Result<Self> {
+        let device = match &cell.device {
+            None => None,
+            Some(device) => {
+                let inside = cell.root.join(device.strip_prefix("/").map_err(io::Error::other)?);
+                let folder = inside.parent().unwrap_or(&cell.root);
+                let number = std::fs::metadata(device)?.rdev();
+                let null = path(&folder.join("null"))?;
+                Some(Device { folder: path(folder)?, node: path(&inside)?, null, number })
+            }
+        };
+        Ok(Self { root: path(&cell.root)?, proc: path(&cell.root.join("proc"))?, device, uid })
+    }
+
+    /// Goes into the cell. Only for a child between fork and exec: nothing that its parent opened or mapped is changed.
+    ///
+    /// # Errors
+    /// The step that failed is written to standard error.
+    pub(crate) fn enter(&self) -> io::Result<()> {
+        self.walls().and_then(|()| self.lose_privileges())
+    }
+
+    fn walls(&self) -> io::Result<()> {
+        let alone = UnshareFlags::NEWNS
+            | UnshareFlags::NEWNET
+            | UnshareFlags::NEWIPC
+            | UnshareFlags::NEWUTS
+            | UnshareFlags::NEWCGROUP;
+        // SAFETY: it does not touch the table of descriptors, which is what the function is unsafe for.
+        step("namespaces", unsafe { unshare_unsafe(alone) })?;
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        step("private mounts", mount_change(c"/", private))?;
+        // A mount of its own, so that it can be read-only and be the root.
+        step("its file system", mount_bind(&self.root, &self.root))?;
+        if let Some(Device { folder, node, null, number }) = &self.device {
+            let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+            step("its device", mount(c"tmpfs", folder, c"tmpfs", flags, c"size=16k,mode=755"))?;
+            let private = Mode::RUSR | Mode::WUSR;
+            step("its device", mknodat(CWD, node, FileType::CharacterDevice, private, *number))?;
+            let file = FileType::RegularFile;
+            step("its device", mknodat(CWD, null, file, Mode::RUSR | Mode::RGRP | Mode::ROTH, 0))?;
+            let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.uid));
+            step("its device", chownat(CWD, node, Some(uid), Some(gid), AtFlags::empty()))?;
+        }
+        // For `/proc/self/fd`, by which it opens what it was handed. Of processes, and of those only its own.
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        step("its processes", mount(c"proc", &self.proc, c"proc", flags, c"subset=pid,hidepid=2"))?;
+        let closed = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+        step("read-only", mount_remount(&self.root, closed, c""))?;
+        step("its root", rustix::process::chdir(&self.root))?;
+        // The old root lies over the new one then, and is taken away.
+        step("its root", rustix::process::pivot_root(c".", c"."))?;
+        step("the host's file system", unmount(c".", UnmountFlags::DETACH))?;
+        step("its folder", rustix::process::chdir(c"/"))
+    }
+
+    fn lose_privileges(&self) -> io::Result<()> {
+        step("groups", set_thread_groups(&[]))?;
+        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.uid));
+        step("group", set_thread_res_gid(gid, gid, gid))?;
+        for capability in CapabilitySet::all().iter() {
+            match remove_capability_from_bounding_set(capability) {
+                // One that this kernel does not know.
+                Ok(()) | Err(Errno::INVAL) => {}
+                failed => step("capabilities", failed)?,
+            }
+        }
+        step("user", set_thread_res_uid(uid, uid, uid))?;
+        step("keyring", new_keyring())?;
+        step("capabilities", clear_ambient_capability_set())?;
+        let none = CapabilitySet::empty();
+        step(
+            "capabilities",
+            set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none }),
+        )
+    }
+}
+
+/// Keys of whoever started the server would come along: who has a keyring has what is in it, whatever user it is.
+fn new_keyring() -> rustix::io::Result<()> {
+    // SAFETY: a system call that takes no memory but a name, which may be none.
+    let joined = unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<u8>()) };
+    match rustix::io::Errno::from_io_error(&io::Error::last_os_error()) {
+        // A kernel without keys, or a filter by which the hypervisor cannot ask for one either.
+        Some(Errno::NOSYS | Errno::PERM) if joined < 0 => Ok(()),
+        Some(error) if joined < 0 => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// What holds for every hypervisor, in a cell or not: it gains nothing by running another program, and it ends with its
+/// supervisor, of which standard output is a pipe to.
+pub(crate) fn last_steps() -> io::Result<()> {
+    step("no new privileges", set_no_new_privs(true))?;
+    // A change of user takes it away, so it comes last.
+    step("its end", set_parent_process_death_signal(Some(Signal::KILL)))?;
+    // The supervisor may have died before that: then nobody would ever end this process. From another process namespace it
+    // cannot be seen, but its end of the pipe can.
+    let stdout = rustix::stdio::stdout();
+    let mut pipe = [PollFd::from_borrowed_fd(stdout.as_fd(), PollFlags::empty())];
+    step("its supervisor", poll(&mut pipe, Some(&rustix::time::Timespec::default())))?;
+    if pipe[0].revents().contains(PollFlags::ERR) {
+        return Err(io::ErrorKind::BrokenPipe.into());
+    }
+    Ok(())
+}
+
+/// Says on standard error which step failed: the number alone is what a parent hears of.
+fn step<T>(what: &str, done: rustix::io::Result<T>) -> io::Result<T> {
+    done.map_err(|error| {
+        for part in ["a cell of its own: ", what, "\n"] {
+            let _ = rustix::io::write(rustix::stdio::stderr(), part.as_bytes());
+        }
+        error.into()
+    })
+}
+
+fn path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}

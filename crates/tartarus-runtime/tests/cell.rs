@@ -1,0 +1,159 @@
+//! What is seen of a real QEMU in its cell, from outside.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests may")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use support::tiny::{machine, wait_for_letters};
+use tartarus_runtime::cell::{Cell, FIRST_UID, UIDS};
+use tartarus_runtime::qemu::{self, Accel, Qemu};
+use tartarus_runtime::{Cause, Deadlines, Driver, Vm};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn qemu(cells: &Path, root: bool) -> Option<Qemu> {
+    let Some(program) = qemu::find() else {
+        eprintln!("skipped: {} is not installed", qemu::PROGRAM);
+        return None;
+    };
+    if root && !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can make cells");
+        return None;
+    }
+    let cell = Cell::open(cells, &program, None).unwrap();
+    let (accel, build) = (Accel::Tcg { tsc_khz: 2_000_000 }, String::new());
+    Some(Qemu { program, accel, build, supervisor: support::supervisor(), cell })
+}
+
+async fn boot(driver: &Qemu, dir: &Path) -> Box<dyn Vm> {
+    let deadlines = Deadlines { wall_ms: Some(60_000), ..Deadlines::default() };
+    let vm = driver.boot(&machine(dir), deadlines).await.unwrap();
+    wait_for_letters(dir, 3).await;
+    vm
+}
+
+async fn end(vm: Box<dyn Vm>) {
+    vm.kill().await;
+    assert_eq!(tokio::time::timeout(LIMIT, vm.wait()).await.unwrap().cause, Cause::Ordered);
+}
+
+/// The fields of a process's or thread's `status`.
+fn status(of: &Path) -> BTreeMap<String, String> {
+    let text = fs::read_to_string(of.join("status")).unwrap();
+    text.lines().filter_map(|line| line.split_once(':')).map(|(k, v)| (k.to_owned(), v.trim().to_owned())).collect()
+}
+
+fn namespaces(of: &Path) -> BTreeMap<&'static str, PathBuf> {
+    ["cgroup", "ipc", "mnt", "net", "pid", "uts"]
+        .map(|name| (name, fs::read_link(of.join("ns").join(name)).unwrap()))
+        .into()
+}
+
+#[tokio::test]
+async fn a_hypervisor_is_alone_and_may_do_nothing() {
+    let cells = tempfile::tempdir().unwrap();
+    let Some(driver) = qemu(cells.path(), true) else { return };
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let vms = [boot(&driver, dirs[0].path()).await, boot(&driver, dirs[1].path()).await];
+    let procs = vms.each_ref().map(|vm| PathBuf::from(format!("/proc/{}", vm.pid())));
+    let mut uids = Vec::new();
+    for proc in &procs {
+        for thread in fs::read_dir(proc.join("task")).unwrap() {
+            let status = status(&thread.unwrap().path());
+            let ids: Vec<u32> = status["Uid"].split_whitespace().map(|id| id.parse().unwrap()).collect();
+            assert!(ids.iter().all(|id| *id == ids[0] && (FIRST_UID..FIRST_UID + UIDS).contains(id)), "{ids:?}");
+            assert_eq!(status["Gid"], status["Uid"]);
+            assert_eq!(status["Groups"], "");
+            for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+                assert_eq!(status[set], "0000000000000000", "{set}");
+            }
+            assert_eq!((status["NoNewPrivs"].as_str(), status["Seccomp"].as_str()), ("1", "2"));
+            uids.push(ids[0]);
+        }
+        let (theirs, ours) = (namespaces(proc), namespaces(Path::new("/proc/self")));
+        assert!(theirs.iter().all(|(name, place)| ours[name] != *place), "{theirs:?}");
+    }
+    assert_ne!(uids.first(), uids.last(), "neighbours");
+    let (one, two) = (namespaces(&procs[0]), namespaces(&procs[1]));
+    assert!(one.iter().all(|(name, place)| two[name] != *place), "{one:?}");
+    for vm in vms {
+        end(vm).await;
+    }
+}
+
+#[tokio::test]
+async fn doctor_tells_a_cell_that_works_from_one_that_does_not() {
+    let cells = tempfile::tempdir().unwrap();
+    let Some(driver) = qemu(cells.path(), true) else { return };
+    let cell = driver.cell.clone().unwrap();
+    cell.check(&driver.program).unwrap();
+    let elsewhere = Cell { root: cells.path().join("nothing"), ..cell.clone() };
+    let why = elsewhere.check(&driver.program).unwrap_err();
+    assert!(why.starts_with("a cell of its own: its file system: No such file"), "{why}");
+    fs::remove_file(cell.root.join(driver.program.strip_prefix("/").unwrap())).unwrap();
+    let why = cell.check(&driver.program).unwrap_err();
+    assert!(why.contains("No such file"), "{why}");
+    // What cannot be locked up does not run, and says which step it was.
+    let driver = Qemu { cell: Some(elsewhere), ..driver };
+    let dir = tempfile::tempdir().unwrap();
+    let why = driver.boot(&machine(dir.path()), Deadlines::default()).await.err().unwrap().to_string();
+    assert!(why.contains("a cell of its own: its file system"), "{why}");
+}
+
+#[tokio::test]
+async fn it_sees_nothing_but_its_own_files() {
+    // As a service has it; nothing may depend on another.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let cells = tempfile::tempdir().unwrap();
+    let Some(driver) = qemu(cells.path(), true) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let vm = boot(&driver, dir.path()).await;
+    let proc = PathBuf::from(format!("/proc/{}", vm.pid()));
+    let entries = |path: PathBuf| {
+        let mut names: Vec<String> =
+            fs::read_dir(path).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort_unstable();
+        names
+    };
+    let top = entries(proc.join("root"));
+    assert!(top.iter().all(|name| ["dev", "etc", "lib", "lib64", "proc", "usr"].contains(&name.as_str())), "{top:?}");
+    assert_eq!(entries(proc.join("root/dev")), ["null"]);
+    let mounts = fs::read_to_string(proc.join("mounts")).unwrap();
+    let mounts: Vec<Vec<&str>> = mounts.lines().map(|line| line.split(' ').collect()).collect();
+    let [root, processes] = &mounts[..] else { panic!("{mounts:?}") };
+    let has = |mount: &[&str], option: &str| mount[3].split(',').any(|o| o == option);
+    assert!(root[1] == "/" && ["ro", "nosuid", "nodev"].iter().all(|option| has(root, option)), "{root:?}");
+    assert!(processes[1] == "/proc" && has(processes, "subset=pid") && has(processes, "nosuid"), "{processes:?}");
+    assert_eq!(fs::read_link(proc.join("cwd")).unwrap(), Path::new("/"));
+    end(vm).await;
+}
+
+/// Whoever adds one to the list says why it is there.
+#[tokio::test]
+async fn its_descriptors_are_these() {
+    let cells = tempfile::tempdir().unwrap();
+    let Some(driver) = qemu(cells.path(), false) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let vm = boot(&driver, dir.path()).await;
+    let mut found: BTreeMap<String, usize> = BTreeMap::new();
+    for fd in fs::read_dir(format!("/proc/{}/fd", vm.pid())).unwrap() {
+        let target = fs::read_link(fd.unwrap().path()).unwrap().to_string_lossy().into_owned();
+        let anonymous = target.strip_prefix("anon_inode:[").map(|name| name.trim_end_matches(']'));
+        let other = target.split_once(":[").map_or(target.rsplit('/').next(), |(kind, _)| Some(kind));
+        let kind = anonymous.or(other).unwrap();
+        *found.entry(kind.to_owned()).or_default() += 1;
+    }
+    // Each disk as it keeps and as it uses it, the layer's for reading too; kernel and initramfs as they were handed over.
+    let disks = [("base", 2), ("layer", 3), ("kernel", 1), ("initramfs", 1)];
+    // Its listening ports; standard input, and its output to the supervisor.
+    let links = [("socket", 2), ("null", 1), ("pipe", 2)];
+    let own = [("eventfd", 5), ("signalfd", 1)];
+    let expected: BTreeMap<_, _> = [disks.as_slice(), &links, &own].concat().into_iter().collect();
+    let found: BTreeMap<&str, usize> = found.iter().map(|(kind, count)| (kind.as_str(), *count)).collect();
+    assert_eq!(found, expected);
+    end(vm).await;
+}
