@@ -118,7 +118,6 @@ fn decide(wanted: Wanted, kvm: &KvmFound) -> Result<Chosen, String> {
 impl Chooser {
     pub(crate) fn new(dir: PathBuf, cells: PathBuf, wanted: Wanted, supervisor: Program) -> std::io::Result<Self> {
         make_dir(&dir)?;
-        make_dir(&cells)?;
         Ok(Self { dir, cells, wanted, supervisor, known: Mutex::new(HashMap::new()) })
     }
 
@@ -127,11 +126,19 @@ impl Chooser {
         Arc::new(Qemu { program, build, accel, supervisor, cell })
     }
 
-    /// Where a hypervisor is locked up.
-    async fn cell(&self, program: &Path, accel: Accel) -> Result<Option<Cell>, CannotStart> {
+    /// Where a hypervisor is locked up. With `first` no machine was started yet, and what other builds left goes: it takes
+    /// room, and no more.
+    async fn cell(&self, program: &Path, accel: Accel, first: bool) -> Result<Option<Cell>, CannotStart> {
         let (dir, program) = (self.cells.clone(), program.to_owned());
         let device = (accel == Accel::Kvm).then(|| PathBuf::from("/dev/kvm"));
-        let made = tokio::task::spawn_blocking(move || Cell::open(&dir, &program, device)).await;
+        let made = tokio::task::spawn_blocking(move || {
+            let cell = Cell::open(&dir, &program, device)?;
+            if let Some(Err(error)) = cell.as_ref().filter(|_| first).map(Cell::remove_others) {
+                tracing::warn!(error = %error, "the files of other hypervisors stay in {}", dir.display());
+            }
+            Ok(cell)
+        });
+        let made = made.await;
         let failed =
             |e: std::io::Error| CannotStart::retry(format!("gathering the hypervisor's files for its cell: {e}"));
         made.map_err(CannotStart::retry)?.map_err(failed)
@@ -173,11 +180,7 @@ impl Chooser {
         let chosen = decide(self.wanted, &kvm).map_err(CannotStart::never)?;
         let accel = if chosen.driver == "qemu-kvm" { Accel::Kvm } else { Accel::Tcg { tsc_khz: self.tsc().await.khz } };
         tracing::info!(driver = chosen.driver, why = %chosen.why, "driver chosen");
-        let cell = self.cell(&program, accel).await?;
-        if let Some(cell) = cell.as_ref().filter(|_| known.is_empty()) {
-            // The first since the start. What is left takes room, and no more.
-            let _ = cell.remove_others();
-        }
+        let cell = self.cell(&program, accel, known.is_empty()).await?;
         let found = (self.qemu(&program, &build, accel, cell), chosen);
         known.insert(kernel.to_owned(), (now, found.clone()));
         Ok(found)
@@ -254,7 +257,7 @@ impl Chooser {
         let machine = Machine { dir: dir.to_owned(), cpus: 1, memory_mib: 256, kernel, initramfs, base, layer };
         let begin = std::time::Instant::now();
         let deadlines = Deadlines { wall_ms: Some(PROBE.as_millis() as u64 + 2_000), ..Deadlines::default() };
-        let cell = self.cell(program, Accel::Kvm).await.map_err(|e| e.to_string())?;
+        let cell = self.cell(program, Accel::Kvm, false).await.map_err(|e| e.to_string())?;
         let vm = self.qemu(program, "", Accel::Kvm, cell).boot(&machine, deadlines).await.map_err(|e| e.to_string())?;
         let answer = async {
             let channel = vm.channel().await.map_err(|e| e.to_string())?;

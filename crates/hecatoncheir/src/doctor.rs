@@ -1,11 +1,15 @@
 //! What this machine can do, and what would help. Findings only; the one decision is [`crate::choice`]'s.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tartarus_api::doctor::{Check, Status};
 use tartarus_runtime::cell::Cell;
 use tartarus_runtime::host::Tsc;
 use tartarus_runtime::qemu;
+
+/// How long a try of a cell may take; the first copies some 50 MB.
+const CELL: Duration = Duration::from_secs(30);
 
 fn check(name: &str, status: Status, found: impl Into<String>, advice: Option<&str>) -> Check {
     Check { name: name.to_owned(), status, found: found.into(), advice: advice.map(str::to_owned) }
@@ -75,7 +79,11 @@ async fn cell(dir: PathBuf) -> Check {
             Some(cell) => cell.check(&program).map(|()| true),
         }
     });
-    match tried.await.unwrap_or_else(|e| Err(e.to_string())) {
+    let tried = match tokio::time::timeout(CELL, tried).await {
+        Ok(tried) => tried.unwrap_or_else(|e| Err(e.to_string())),
+        Err(_) => Err(format!("it takes longer than {} s", CELL.as_secs())),
+    };
+    match tried {
         Ok(true) => check("cell", Status::Ok, "each hypervisor has a user id, files and namespaces of its own", None),
         Ok(false) => {
             let advice = "it runs as this user, with QEMU's seccomp filter and no new privileges; root can lock it up";

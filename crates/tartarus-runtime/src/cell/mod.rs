@@ -1,6 +1,6 @@
 //! The cell of a hypervisor: what a guest that broke out of its machine finds itself in.
 //!
-//! A user id of its own, without any capability and without a way to get one; a file system of nothing but the
+//! A user id of its own, without any capability; a file system of nothing but the
 //! hypervisor's own files, read-only; process, network, IPC, host-name and cgroup namespaces of its own. Everything else
 //! that it works with it is handed as an open descriptor before. Only root can make cells.
 
@@ -12,7 +12,7 @@ use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -48,9 +48,7 @@ impl Cell {
         if !rustix::process::geteuid().is_root() {
             return Ok(None);
         }
-        // They are gathered in one place before they count.
-        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-        let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = one_at_a_time();
         let root = root::gather(dir, program)?;
         Ok(Some(Self { root, locks: LOCKS.into(), device }))
     }
@@ -60,6 +58,7 @@ impl Cell {
     /// # Errors
     /// When they cannot be removed.
     pub fn remove_others(&self) -> io::Result<()> {
+        let _one = one_at_a_time();
         self.root.parent().map_or(Ok(()), |dir| root::remove_others(dir, &self.root))
     }
 
@@ -88,4 +87,10 @@ impl Cell {
             }
         }
     }
+}
+
+/// Files are gathered, and removed, in one place before they count.
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static LOCK: Mutex<()> = Mutex::new(());
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
