@@ -7,6 +7,7 @@
 pub mod bases;
 pub mod cell;
 pub mod driver;
+pub mod firecracker;
 pub mod host;
 pub mod keeper;
 pub mod pages;

@@ -8,26 +8,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use support::qemu;
 use support::tiny::{machine, wait_for_letters};
 use tartarus_runtime::cell::{Cell, FIRST_UID, UIDS};
-use tartarus_runtime::qemu::{self, Accel, Qemu};
+use tartarus_runtime::qemu::Qemu;
 use tartarus_runtime::{Cause, Deadlines, Driver, Vm};
 
 const LIMIT: Duration = Duration::from_secs(30);
-
-fn qemu(cells: &Path, root: bool) -> Option<Qemu> {
-    let Some(program) = qemu::find() else {
-        eprintln!("skipped: {} is not installed", qemu::PROGRAM);
-        return None;
-    };
-    if root && !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: only root can make cells");
-        return None;
-    }
-    let cell = Cell::open(cells, &program, None).unwrap();
-    let (accel, build) = (Accel::Tcg { tsc_khz: 2_000_000 }, String::new());
-    Some(Qemu { program, accel, build, supervisor: support::supervisor(), cell })
-}
 
 async fn boot(driver: &Qemu, dir: &Path) -> Box<dyn Vm> {
     let deadlines = Deadlines { wall_ms: Some(60_000), ..Deadlines::default() };

@@ -1,6 +1,6 @@
 //! The way into a cell, between fork and exec. Every step is here, in this order, and why; a failure ends the start.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -23,7 +23,7 @@ use super::Cell;
 
 /// Everything that the way takes, prepared before the fork: after it nothing is allocated.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct Way {
     root: CString,
     proc: CString,
     device: Option<Device>,
@@ -41,8 +41,8 @@ struct Device {
     number: rustix::fs::Dev,
 }
 
-impl Entry {
-    pub(crate) fn new(cell: &Cell, uid: u32) -> io::Result<Self> {
+impl Way {
+    pub(super) fn new(cell: &Cell, uid: u32) -> io::Result<Self> {
         let device = match &cell.device {
             None => None,
             Some(device) => {
@@ -60,20 +60,12 @@ impl Entry {
     ///
     /// # Errors
     /// The step that failed is written to standard error.
-    pub(crate) fn enter(&self) -> io::Result<()> {
+    pub(super) fn enter(&self) -> io::Result<()> {
         self.walls().and_then(|()| self.lose_privileges())
     }
 
     fn walls(&self) -> io::Result<()> {
-        let alone = UnshareFlags::NEWNS
-            | UnshareFlags::NEWNET
-            | UnshareFlags::NEWIPC
-            | UnshareFlags::NEWUTS
-            | UnshareFlags::NEWCGROUP;
-        // SAFETY: it does not touch the table of descriptors, which is what the function is unsafe for.
-        step("namespaces", unsafe { unshare_unsafe(alone) })?;
-        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-        step("private mounts", mount_change(c"/", private))?;
+        alone()?;
         // A mount of its own, so that it can be read-only and be the root.
         step("its file system", mount_bind(&self.root, &self.root))?;
         if let Some(Device { folder, node, null, number }) = &self.device {
@@ -86,9 +78,8 @@ impl Entry {
             let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.uid));
             step("its device", chownat(CWD, node, Some(uid), Some(gid), AtFlags::empty()))?;
         }
-        // For `/proc/self/fd`, by which it opens what it was handed. Of processes, and of those only its own.
-        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        step("its processes", mount(c"proc", &self.proc, c"proc", flags, c"subset=pid,hidepid=2"))?;
+        // For `/proc/self/fd`, by which it opens what it was handed.
+        mount_proc(&self.proc)?;
         let closed = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
         step("read-only", mount_remount(&self.root, closed, c""))?;
         step("its root", rustix::process::chdir(&self.root))?;
@@ -102,26 +93,53 @@ impl Entry {
         step("groups", set_thread_groups(&[]))?;
         let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.uid));
         step("group", set_thread_res_gid(gid, gid, gid))?;
-        for capability in CapabilitySet::all().iter() {
-            match remove_capability_from_bounding_set(capability) {
-                // One that this kernel does not know.
-                Ok(()) | Err(Errno::INVAL) => {}
-                failed => step("capabilities", failed)?,
-            }
-        }
+        bound(CapabilitySet::empty())?;
         step("user", set_thread_res_uid(uid, uid, uid))?;
         step("keyring", new_keyring())?;
-        step("capabilities", clear_ambient_capability_set())?;
-        let none = CapabilitySet::empty();
-        step(
-            "capabilities",
-            set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none }),
-        )
+        keep(CapabilitySet::empty())
     }
 }
 
+/// Namespaces of its own, but for that of processes, into which one must be born.
+pub(super) fn alone() -> io::Result<()> {
+    let alone = UnshareFlags::NEWNS
+        | UnshareFlags::NEWNET
+        | UnshareFlags::NEWIPC
+        | UnshareFlags::NEWUTS
+        | UnshareFlags::NEWCGROUP;
+    // SAFETY: it does not touch the table of descriptors, which is what the function is unsafe for.
+    step("namespaces", unsafe { unshare_unsafe(alone) })?;
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    step("private mounts", mount_change(c"/", private))
+}
+
+/// Of processes, and of those only its own.
+pub(super) fn mount_proc(at: &CStr) -> io::Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    step("its processes", mount(c"proc", at, c"proc", flags, c"subset=pid,hidepid=2"))
+}
+
+/// Nothing that is run from here on can have other capabilities.
+pub(super) fn bound(capabilities: CapabilitySet) -> io::Result<()> {
+    for capability in CapabilitySet::all().difference(capabilities).iter() {
+        match remove_capability_from_bounding_set(capability) {
+            // One that this kernel does not know.
+            Ok(()) | Err(Errno::INVAL) => {}
+            failed => step("capabilities", failed)?,
+        }
+    }
+    Ok(())
+}
+
+/// Gives up all other capabilities.
+pub(super) fn keep(capabilities: CapabilitySet) -> io::Result<()> {
+    step("capabilities", clear_ambient_capability_set())?;
+    let (effective, permitted, inheritable) = (capabilities, capabilities, CapabilitySet::empty());
+    step("capabilities", set_capabilities(None, CapabilitySets { effective, permitted, inheritable }))
+}
+
 /// Keys of whoever started the server would come along: who has a keyring has what is in it, whatever user it is.
-fn new_keyring() -> rustix::io::Result<()> {
+pub(super) fn new_keyring() -> rustix::io::Result<()> {
     // SAFETY: a system call that takes no memory but a name, which may be none.
     let joined = unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<u8>()) };
     match rustix::io::Errno::from_io_error(&io::Error::last_os_error()) {
@@ -150,7 +168,7 @@ pub(crate) fn last_steps() -> io::Result<()> {
 }
 
 /// Says on standard error which step failed: the number alone is what a parent hears of.
-fn step<T>(what: &str, done: rustix::io::Result<T>) -> io::Result<T> {
+pub(super) fn step<T>(what: &str, done: rustix::io::Result<T>) -> io::Result<T> {
     done.map_err(|error| {
         for part in ["a cell of its own: ", what, "\n"] {
             let _ = rustix::io::write(rustix::stdio::stderr(), part.as_bytes());
@@ -159,6 +177,6 @@ fn step<T>(what: &str, done: rustix::io::Result<T>) -> io::Result<T> {
     })
 }
 
-fn path(path: &Path) -> io::Result<CString> {
+pub(super) fn path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
 }

@@ -3,9 +3,14 @@
 //! A user id of its own, without any capability; a file system of nothing but the
 //! hypervisor's own files, read-only; process, network, IPC, host-name and cgroup namespaces of its own. Everything else
 //! that it works with it is handed as an open descriptor before. Only root can make cells.
+//!
+//! Firecracker brings a jailer that does part of this, and takes no descriptors: see [`Jail`].
 
 mod enter;
+mod init;
+mod jail;
 mod root;
+mod tap;
 mod uids;
 
 use std::io::{self, Read};
@@ -16,15 +21,49 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use enter::{Entry, last_steps};
+pub(crate) use enter::last_steps;
+pub(crate) use init::SIGNALLED;
+pub use jail::{Jail, Shared};
 pub(crate) use uids::{Uid, take};
 
 /// Where user ids are locked, by all nodes of a host.
-const LOCKS: &str = "/run/tartarus/uids";
+pub(crate) const LOCKS: &str = "/run/tartarus/uids";
 /// The first user id of cells: above what systemd, containers, `/etc/subuid` and directories of users are given by default.
 pub const FIRST_UID: u32 = 2_100_000_000;
 /// How many there are: hypervisors at once, of all nodes of a host.
 pub const UIDS: u32 = 65_536;
+
+/// The way to where a hypervisor is locked up, prepared before the fork.
+#[derive(Debug)]
+pub(crate) enum Entry {
+    /// A cell of ours.
+    Cell(enter::Way),
+    /// Our walls, and within them Firecracker's jailer.
+    Jail(jail::Way),
+}
+
+impl Entry {
+    /// For the hypervisor with that user id.
+    pub(crate) fn into_cell(cell: &Cell, uid: u32) -> io::Result<Self> {
+        enter::Way::new(cell, uid).map(Self::Cell)
+    }
+
+    /// Makes what the jail's files are laid over, and gives those that it may write to that user id.
+    pub(crate) fn into_jail(jail: &Jail, uid: u32) -> io::Result<Self> {
+        jail::Way::new(jail, uid).map(Self::Jail)
+    }
+
+    /// Goes there. Only for a child between fork and exec: nothing that its parent opened or mapped is changed.
+    ///
+    /// # Errors
+    /// The step that failed is written to standard error.
+    pub(crate) fn enter(&self) -> io::Result<()> {
+        match self {
+            Self::Cell(way) => way.enter().and_then(|()| last_steps()),
+            Self::Jail(way) => way.enter(),
+        }
+    }
+}
 
 /// How cells of one hypervisor are made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,12 +108,12 @@ impl Cell {
     pub fn check(&self, program: &Path) -> Result<(), String> {
         let locks = |e: io::Error| format!("{}: {e}", self.locks.display());
         let uid = take(&self.locks).map_err(locks)?;
-        let entry = Entry::new(self, uid.number).map_err(|e| e.to_string())?;
+        let way = enter::Way::new(self, uid.number).map_err(|e| e.to_string())?;
         let (mut said, stderr) = io::pipe().map_err(|e| e.to_string())?;
         let mut command = Command::new(program);
         command.arg("--version").env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
         // SAFETY: the closure only makes system calls; it allocates nothing and takes no lock.
-        unsafe { command.pre_exec(move || entry.enter()) };
+        unsafe { command.pre_exec(move || way.enter()) };
         let ended = command.status();
         drop(command);
         match ended {

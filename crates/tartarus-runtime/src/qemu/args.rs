@@ -9,7 +9,7 @@ use super::{
 use crate::driver::{DiskFormat, Machine, RuntimeError};
 
 /// The card's address: locally administered, the same in every machine, since each has a network of its own.
-const MAC: &str = "02:54:54:00:00:01";
+pub(crate) const MAC: &str = "02:54:54:00:00:01";
 
 /// What QEMU's own seccomp filter refuses.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";

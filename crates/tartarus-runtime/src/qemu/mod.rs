@@ -1,7 +1,8 @@
 //! The QEMU driver: the `microvm` machine, with KVM where it truly runs a Linux guest, with TCG anywhere.
 
 mod args;
-pub(crate) mod qmp;
+mod monitor;
+mod qmp;
 
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -9,12 +10,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub(crate) use args::MAC;
 use args::Start;
+pub(crate) use monitor::QemuMonitor;
 
 use crate::cell::Cell;
 use crate::driver::{Adopted, DiskFormat, Driver, Fingerprint, Machine, Restore, RuntimeError, Vm};
 use crate::host;
-use crate::supervisor::{Deadlines, Given, Launch, Program, SupervisedVm};
+use crate::supervisor::{Deadlines, Given, Hypervisor, Launch, Program, SupervisedVm};
 
 /// QEMU's program on x86-64.
 pub const PROGRAM: &str = "qemu-system-x86_64";
@@ -104,7 +107,7 @@ impl Driver for Qemu {
     }
 
     async fn adopt(&self, dir: &Path) -> Result<Adopted, RuntimeError> {
-        SupervisedVm::adopt(dir, AGENT).await
+        SupervisedVm::adopt(dir).await
     }
 }
 
@@ -120,8 +123,8 @@ impl Qemu {
         let sockets = vec![(AGENT.to_owned(), AGENT_FD), (QMP.to_owned(), QMP_FD)];
         let env = ENV.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let (files, cell) = (files(machine, start), self.cell.clone());
-        let launch = Launch { argv, env, sockets, fds, files, cell, deadlines };
-        Ok(Box::new(SupervisedVm::launch(&self.supervisor, &machine.dir, &launch, AGENT).await?))
+        let launch = Launch { argv, env, sockets, fds, files, cell, hypervisor: Hypervisor::Qemu, deadlines };
+        Ok(Box::new(SupervisedVm::launch(&self.supervisor, &machine.dir, &launch).await?))
     }
 }
 

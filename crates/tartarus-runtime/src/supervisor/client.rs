@@ -2,8 +2,8 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -16,10 +16,8 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::Child;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{CONTROL, Cause, Deadlines, EXIT, LAUNCH, LOCK, Launch, News, Order, Program, VmExit};
+use super::{CONTROL, Cause, Deadlines, EXIT, Hypervisor, LAUNCH, LOCK, Launch, Monitor, News, Order, Program, VmExit};
 use crate::driver::{Adopted, Channel, RuntimeError, Vm};
-use crate::pages;
-use crate::qemu::qmp::{Qmp, RunState};
 
 /// How long a supervisor may take to start its hypervisor, or to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,9 +26,9 @@ const QUEUE: usize = 64;
 
 /// A machine with a supervisor beside it.
 pub struct SupervisedVm {
-    dir: PathBuf,
     pid: u32,
-    agent_socket: &'static str,
+    /// How its hypervisor is spoken to.
+    monitor: Box<dyn Monitor>,
     orders: mpsc::Sender<(Order, Option<oneshot::Sender<()>>)>,
     exit: watch::Receiver<Option<VmExit>>,
 }
@@ -40,12 +38,7 @@ impl SupervisedVm {
     ///
     /// # Errors
     /// When the hypervisor does not run; the supervisor's word for why is in the error.
-    pub async fn launch(
-        program: &Program,
-        dir: &Path,
-        launch: &Launch,
-        agent_socket: &'static str,
-    ) -> Result<Self, RuntimeError> {
+    pub async fn launch(program: &Program, dir: &Path, launch: &Launch) -> Result<Self, RuntimeError> {
         let fail = |what: &'static str| move |cause| RuntimeError::io(format!("{} {}", what, dir.display()), cause);
         let bytes = serde_json::to_vec(launch).map_err(|e| RuntimeError::Start(e.to_string()))?;
         File::create(dir.join(LAUNCH)).and_then(|mut f| f.write_all(&bytes)).map_err(fail("writing launch.json in"))?;
@@ -79,7 +72,7 @@ impl SupervisedVm {
             });
         }
         let mut child = command.spawn().map_err(fail("starting the supervisor of"))?;
-        let begun = Self::began(&mut child, dir, agent_socket).await;
+        let begun = Self::began(&mut child, dir, &launch.hypervisor).await;
         if begun.is_err() {
             // It may still come up: it must not, and its end takes the hypervisor with it.
             let _ = child.kill().await;
@@ -91,7 +84,7 @@ impl SupervisedVm {
     }
 
     /// Waits for the supervisor's word.
-    async fn began(child: &mut Child, dir: &Path, agent_socket: &'static str) -> Result<Self, RuntimeError> {
+    async fn began(child: &mut Child, dir: &Path, hypervisor: &Hypervisor) -> Result<Self, RuntimeError> {
         let stdout = child.stdout.take().ok_or_else(|| RuntimeError::Start("no pipe".into()))?;
         let mut line = String::new();
         let read = async { BufReader::new(stdout).read_line(&mut line).await };
@@ -100,11 +93,11 @@ impl SupervisedVm {
             .map_err(|_| RuntimeError::Start(format!("no word from its supervisor within {} s", PATIENCE.as_secs())))?
             .map_err(|cause| RuntimeError::io(format!("reading from the supervisor of {}", dir.display()), cause))?;
         match serde_json::from_str(&line) {
-            Ok(News::Running { pid }) => match Self::connect(dir, agent_socket).await {
+            Ok(News::Running { pid }) => match Self::connect(dir, hypervisor).await {
                 Ok(vm) => Ok(vm),
                 // It may have ended already; then its supervisor has as well, or is about to.
                 Err(unreached) => match tokio::time::timeout(PATIENCE, child.wait()).await {
-                    Ok(_) if let Some(exit) = read_exit(dir) => Ok(Self::ended(dir, pid, agent_socket, exit)),
+                    Ok(_) if let Some(exit) = read_exit(dir) => Ok(Self::ended(dir, pid, hypervisor, exit)),
                     _ => Err(unreached.into_error()),
                 },
             },
@@ -125,18 +118,19 @@ impl SupervisedVm {
     }
 
     /// One that has ended before it could be reached.
-    fn ended(dir: &Path, pid: u32, agent_socket: &'static str, exit: VmExit) -> Self {
+    fn ended(dir: &Path, pid: u32, hypervisor: &Hypervisor, exit: VmExit) -> Self {
         let (orders, _) = mpsc::channel(1);
         let (_, exit) = watch::channel(Some(exit));
-        Self { dir: dir.to_owned(), pid, agent_socket, orders, exit }
+        Self { pid, monitor: hypervisor.monitor(dir), orders, exit }
     }
 
-    /// What became of the machine in `dir`.
+    /// What became of the machine in `dir`, whichever hypervisor it has.
     ///
     /// # Errors
     /// When its supervisor neither answers nor left a record.
-    pub async fn adopt(dir: &Path, agent_socket: &'static str) -> Result<Adopted, RuntimeError> {
-        let unreached = match Self::connect(dir, agent_socket).await {
+    pub async fn adopt(dir: &Path) -> Result<Adopted, RuntimeError> {
+        let hypervisor = launched(dir).map_err(|e| RuntimeError::io(format!("launch.json in {}", dir.display()), e))?;
+        let unreached = match Self::connect(dir, &hypervisor).await {
             Ok(vm) => return Ok(Adopted::Running(Box::new(vm))),
             Err(unreached) => unreached,
         };
@@ -152,7 +146,7 @@ impl SupervisedVm {
         })
     }
 
-    async fn connect(dir: &Path, agent_socket: &'static str) -> Result<Self, Unreached> {
+    async fn connect(dir: &Path, hypervisor: &Hypervisor) -> Result<Self, Unreached> {
         let place = || dir.display().to_string();
         let (read, write) =
             connect_in(dir, CONTROL).await.map_err(|cause| Unreached { place: place(), cause })?.into_split();
@@ -167,8 +161,7 @@ impl SupervisedVm {
         let (orders, queue) = mpsc::channel(QUEUE);
         let (tell, exit) = watch::channel(None);
         tokio::spawn(send_orders(queue, write));
-        let dir = dir.to_owned();
-        let home = dir.clone();
+        let home = dir.to_owned();
         tokio::spawn(async move {
             let exit = loop {
                 match next_news(&mut lines).await {
@@ -179,7 +172,8 @@ impl SupervisedVm {
             };
             let _ = tell.send(Some(exit));
         });
-        Ok(Self { dir, pid, agent_socket, orders, exit })
+        let monitor = hypervisor.monitor(dir);
+        Ok(Self { pid, monitor, orders, exit })
     }
 }
 
@@ -259,9 +253,18 @@ fn wait_for_place(path: &str, _folder: File) -> io::Result<std::os::unix::net::U
 }
 
 /// QEMU refuses a descriptor that could be read from as well. The file is emptied.
-fn for_writing_only(file: File) -> io::Result<File> {
+pub(crate) fn for_writing_only(file: File) -> io::Result<File> {
     file.set_len(0)?;
     File::options().write(true).open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// Which hypervisor was started in this folder; any where none was.
+fn launched(dir: &Path) -> io::Result<Hypervisor> {
+    match std::fs::read(dir.join(LAUNCH)) {
+        Ok(bytes) => Ok(serde_json::from_slice::<Launch>(&bytes)?.hypervisor),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Hypervisor::default()),
+        Err(e) => Err(e),
+    }
 }
 
 fn read_exit(dir: &Path) -> Option<VmExit> {
@@ -280,10 +283,7 @@ impl Vm for SupervisedVm {
     }
 
     async fn channel(&self) -> Result<Box<dyn Channel>, RuntimeError> {
-        let stream = connect_in(&self.dir, self.agent_socket)
-            .await
-            .map_err(|e| RuntimeError::io(format!("reaching the guest in {}", self.dir.display()), e))?;
-        Ok(Box::new(stream))
+        self.monitor.channel().await
     }
 
     async fn set_deadlines(&self, deadlines: Deadlines) -> Result<(), RuntimeError> {
@@ -296,36 +296,19 @@ impl Vm for SupervisedVm {
     }
 
     async fn pause(&self) -> Result<(), RuntimeError> {
-        Qmp::connect(&self.dir).await?.stop().await
+        self.monitor.pause().await
     }
 
     async fn resume(&self) -> Result<(), RuntimeError> {
-        Qmp::connect(&self.dir).await?.cont().await
+        self.monitor.resume().await
     }
 
     async fn is_paused(&self) -> Result<bool, RuntimeError> {
-        Ok(Qmp::connect(&self.dir).await?.state().await? != RunState::Running)
+        self.monitor.is_paused().await
     }
 
     async fn save(&self, state: File, memory: File) -> Result<(), RuntimeError> {
-        let fail =
-            |what: &'static str| move |cause| RuntimeError::io(format!("{} {}", what, self.dir.display()), cause);
-        let paused = |state| match state {
-            RunState::Paused => Ok(()),
-            _ => Err(fail("saving")(io::Error::other("the machine is not paused"))),
-        };
-        let state = for_writing_only(state).map_err(fail("opening the state file of"))?;
-        let mut qmp = Qmp::connect(&self.dir).await?;
-        paused(qmp.state().await?)?;
-        let bytes = qmp.memory_bytes().await?;
-        qmp.save_devices(state.as_fd()).await?;
-        // Others may speak to QEMU while the memory is copied.
-        drop(qmp);
-        let pid = self.pid;
-        let copied = tokio::task::spawn_blocking(move || pages::save(pid, bytes, memory)).await;
-        copied.map_err(|e| fail("saving the memory of")(e.into()))?.map_err(fail("saving the memory of"))?;
-        // Only if it stayed so, state and memory are of one moment, and `pid` was QEMU all the time.
-        paused(Qmp::connect(&self.dir).await?.state().await?)
+        self.monitor.save(self.pid, state, memory).await
     }
 
     async fn kill(&self) {

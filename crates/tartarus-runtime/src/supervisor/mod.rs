@@ -6,16 +6,19 @@
 
 mod client;
 mod console;
+mod monitor;
 mod process;
+mod spawn;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cell::Cell;
+use crate::cell::{Cell, Jail};
 
 pub use client::SupervisedVm;
-pub(crate) use client::connect_in;
+pub(crate) use client::{connect_in, for_writing_only};
+pub(crate) use monitor::Monitor;
 pub use process::main;
 
 /// The agent's orders.
@@ -40,18 +43,32 @@ pub struct Launch {
     pub env: Vec<(String, String)>,
     /// Listening sockets in the folder, and the descriptor under which the hypervisor finds each.
     pub sockets: Vec<(String, i32)>,
-    /// Descriptors that the supervisor inherits under the first number, at least 3, and the hypervisor under the second.
-    /// They must be open in the launching process until the launch is over.
+    /// Descriptors that the supervisor inherits under the first number, at least 3, and the hypervisor under the second,
+    /// which may be its standard input. They must be open in the launching process until the launch is over.
     #[serde(default)]
     pub fds: Vec<(i32, i32)>,
     /// Files that the supervisor opens for the hypervisor.
     #[serde(default)]
     pub files: Vec<Given>,
-    /// Where the hypervisor is locked up; `None` where only root could, and is not.
+    /// Where QEMU is locked up; `None` where only root could, and is not.
     #[serde(default)]
     pub cell: Option<Cell>,
+    /// Which hypervisor it is: whoever takes the machine over must know how it is spoken to.
+    #[serde(default)]
+    pub hypervisor: Hypervisor,
     /// The first deadlines, counted from the supervisor's start.
     pub deadlines: Deadlines,
+}
+
+/// The hypervisors there are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hypervisor {
+    /// QEMU: its arguments are its machine.
+    #[default]
+    Qemu,
+    /// Firecracker, which its own jailer locks up.
+    Firecracker(Jail),
 }
 
 /// A file that a hypervisor is given open.
@@ -141,5 +158,6 @@ mod tests {
         let launch: Launch = serde_json::from_str(old).unwrap();
         assert_eq!((launch.argv.len(), launch.sockets.len(), launch.fds), (2, 1, Vec::new()));
         assert_eq!((launch.env.len(), launch.files.len(), launch.cell), (0, 0, None));
+        assert_eq!(launch.hypervisor, Hypervisor::Qemu);
     }
 }

@@ -1,36 +1,31 @@
 //! The supervisor's process: one thread, one `poll`.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{Mode, OFlags};
 
 use super::console::Console;
-use super::{CONTROL, Cause, Deadlines, EXIT, Given, LAUNCH, Launch, News, Order, VmExit};
+use super::spawn::{hypervisor, open, spawn, take, uid};
+use super::{CONTROL, Cause, Deadlines, EXIT, Hypervisor, LAUNCH, Launch, News, Order, VmExit};
 use crate::cell;
 
 /// Connections of agents at once: the living one, and one that just died.
 const MAX_CLIENTS: usize = 4;
 /// Longest order.
 const MAX_LINE: usize = 4096;
-/// Inherited descriptors are kept from here on, above all that the hypervisor finds its own under.
-const ASIDE: RawFd = 200;
-/// How much sooner than others the kernel ends a hypervisor when memory is short, of 1000.
-const OOM_SCORE: &[u8] = b"500";
 
 /// Runs the supervisor for the machine in `dir`; returns the process's exit code.
 pub fn main(dir: &Path) -> i32 {
     match start(dir) {
         Ok(mut supervisor) => {
-            tell_parent(&News::Running { pid: supervisor.child.id() });
+            tell_parent(&News::Running { pid: supervisor.pid });
             supervisor.run();
             0
         }
@@ -52,6 +47,10 @@ fn tell_parent(news: &News) {
 
 struct Supervisor {
     child: Child,
+    /// The hypervisor's process: the child itself, or one that ends with it.
+    pid: u32,
+    /// The child says with its exit code by which signal the hypervisor ended.
+    stands_for: bool,
     pidfd: OwnedFd,
     output: Option<io::PipeReader>,
     console: Console,
@@ -107,18 +106,16 @@ fn start(dir: &Path) -> io::Result<Supervisor> {
     let sockets = launch.sockets.iter().map(|(name, fd)| Ok((listen(name)?, *fd))).collect::<io::Result<Vec<_>>>()?;
     let console = Console::create(Path::new("."))?;
     let files = launch.files.iter().map(open).collect::<io::Result<Vec<_>>>()?;
-    let uid = launch.cell.as_ref().map(|cell| cell::take(&cell.locks)).transpose()?;
-    if launch.cell.is_some() {
+    let uid = uid(&launch)?;
+    if uid.is_some() {
         // For the child: it is the first process of a namespace, and all that it could start ends with it.
         // SAFETY: it does not touch the table of descriptors, which is what the function is unsafe for.
         unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWPID) }?;
     }
-    let entry =
-        launch.cell.as_ref().zip(uid.as_ref()).map(|(cell, uid)| cell::Entry::new(cell, uid.number)).transpose()?;
     let given = sockets.iter().map(|(socket, at)| (socket.as_raw_fd(), *at));
     let given = given.chain(inherited.iter().chain(&files).map(|(fd, at)| (fd.as_raw_fd(), *at))).collect();
     let (mut output, writer) = io::pipe()?;
-    let child = spawn(&launch, given, entry, output.as_raw_fd(), writer).map_err(|error| {
+    let child = spawn(&launch, given, uid.as_ref(), output.as_raw_fd(), writer).map_err(|error| {
         // Which step it was.
         let mut said = String::new();
         let _ = output.read_to_string(&mut said);
@@ -132,6 +129,9 @@ fn start(dir: &Path) -> io::Result<Supervisor> {
     rustix::io::ioctl_fionbio(&output, true)?;
     let limits = Limits::new(launch.deadlines, Instant::now());
     Ok(Supervisor {
+        // One that has ended already was nobody else.
+        pid: hypervisor(&launch, child.id()).unwrap_or(child.id()),
+        stands_for: matches!(launch.hypervisor, Hypervisor::Firecracker(_)),
         child,
         pidfd,
         output: Some(output),
@@ -142,79 +142,6 @@ fn start(dir: &Path) -> io::Result<Supervisor> {
         ordered: false,
         _uid: uid,
     })
-}
-
-/// Moves inherited descriptors out of the way: the agent may have had one under the very number that another one, or a
-/// socket, is to get.
-fn take(fds: &[(RawFd, RawFd)]) -> io::Result<Vec<(OwnedFd, RawFd)>> {
-    let mut moved = Vec::new();
-    for (from, to) in fds {
-        if *from < 3 || *to < 3 || *to >= ASIDE {
-            return Err(io::Error::other(format!("launch.json passes descriptor {from} on as {to}")));
-        }
-        // SAFETY: duplicating a number is harmless; one that is not open fails.
-        let fd = unsafe { libc::fcntl(*from, libc::F_DUPFD_CLOEXEC, ASIDE) };
-        if fd < 0 {
-            let cause = io::Error::last_os_error();
-            return Err(io::Error::new(cause.kind(), format!("inherited descriptor {from}: {cause}")));
-        }
-        // SAFETY: it was just made, and nothing else knows it.
-        moved.push((unsafe { OwnedFd::from_raw_fd(fd) }, *to));
-    }
-    let originals: BTreeSet<RawFd> = fds.iter().map(|(from, _)| *from).collect();
-    for fd in originals {
-        // SAFETY: it was passed to this process for this purpose; nothing here has opened or uses it.
-        drop(unsafe { OwnedFd::from_raw_fd(fd) });
-    }
-    Ok(moved)
-}
-
-/// Opens a file for the hypervisor.
-fn open(file: &Given) -> io::Result<(OwnedFd, RawFd)> {
-    let opened = File::options().read(true).write(file.write).open(&file.path);
-    let opened = opened.map_err(|e| io::Error::new(e.kind(), format!("opening {}: {e}", file.path.display())))?;
-    Ok((opened.into(), file.at))
-}
-
-fn spawn(
-    launch: &Launch,
-    fds: Vec<(RawFd, RawFd)>,
-    entry: Option<cell::Entry>,
-    reader: RawFd,
-    output: io::PipeWriter,
-) -> io::Result<Child> {
-    let (program, args) = launch.argv.split_first().ok_or_else(|| io::Error::other("launch.json has no program"))?;
-    let mut command = Command::new(program);
-    command
-        .args(args)
-        .env_clear()
-        .envs(launch.env.iter().cloned())
-        .stdin(Stdio::null())
-        .stdout(output.try_clone()?)
-        .stderr(output);
-    // SAFETY: the closure only makes system calls; it allocates nothing and takes no lock.
-    unsafe {
-        command.pre_exec(move || {
-            // What uses a host's memory up is some guest: it ends before whoever must clean up. Where this may not be said
-            // the kernel goes by size alone.
-            let score = rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
-            if let Ok(score) = score {
-                let _ = rustix::io::write(score, OOM_SCORE);
-            }
-            for (from, to) in &fds {
-                // dup2 clears close-on-exec. The targets are above every descriptor that this process opened (see
-                // `qemu`), and below every inherited one.
-                if libc::dup2(*from, *to) < 0 {
-                    return Err(io::Error::last_os_error());
-                }
-            }
-            entry.as_ref().map_or(Ok(()), cell::Entry::enter)?;
-            // Else this process itself would read what it writes.
-            libc::close(reader);
-            cell::last_steps()
-        });
-    }
-    command.spawn().map_err(|e| io::Error::new(e.kind(), format!("{program}: {e}")))
 }
 
 impl Supervisor {
@@ -276,7 +203,7 @@ impl Supervisor {
         if self.clients.len() >= MAX_CLIENTS {
             self.clients.remove(0);
         }
-        let hello = line(&News::Running { pid: self.child.id() });
+        let hello = line(&News::Running { pid: self.pid });
         if stream.set_nonblocking(true).is_ok() && stream.write_all(&hello).is_ok() {
             self.clients.push(Client { stream, buffer: Vec::new() });
         }
@@ -326,7 +253,8 @@ impl Supervisor {
 
     fn finish(&mut self, cause: Cause, status: io::Result<ExitStatus>) {
         let (console, panicked) = self.console.summary();
-        let exit = VmExit { cause, status: status.map_or_else(|e| e.to_string(), in_words), panicked, console };
+        let status = status.map_or_else(|e| e.to_string(), |status| in_words(status, self.stands_for));
+        let exit = VmExit { cause, status, panicked, console };
         let write = || -> io::Result<()> {
             let temporary = format!("{EXIT}.new");
             let mut file = File::create(&temporary)?;
@@ -343,8 +271,11 @@ impl Supervisor {
     }
 }
 
-fn in_words(status: ExitStatus) -> String {
+fn in_words(status: ExitStatus, stands_for: bool) -> String {
     match (status.code(), status.signal()) {
+        (Some(code), _) if stands_for && code > cell::SIGNALLED => {
+            format!("killed by {}", tartarus_types::signal::name(code - cell::SIGNALLED))
+        }
         (Some(code), _) => format!("exit code {code}"),
         (None, Some(signal)) => format!("killed by {}", tartarus_types::signal::name(signal)),
         (None, None) => status.to_string(),

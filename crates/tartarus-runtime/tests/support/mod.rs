@@ -1,14 +1,18 @@
 //! The test executable is also the programs that the tests start: before its own `main` it looks whether it was started
 //! as one of them. So no second binary has to be built and found.
 
-#![allow(dead_code, clippy::print_stdout, reason = "each test crate uses some of it; roles print what they find")]
+#![allow(dead_code, clippy::print_stdout, clippy::print_stderr, reason = "each test uses some of it; roles print")]
 
 use std::ffi::{CStr, c_char, c_int};
 use std::path::{Path, PathBuf};
 
+use tartarus_runtime::cell::Cell;
+use tartarus_runtime::firecracker::{self, Firecracker};
 use tartarus_runtime::keeper;
+use tartarus_runtime::qemu::{self, Accel, Qemu};
 use tartarus_runtime::supervisor::{self, Program};
 
+pub(crate) mod conformance;
 pub(crate) mod roles;
 pub(crate) mod tiny;
 
@@ -17,6 +21,8 @@ const SUPERVISOR: &str = "be-a-supervisor";
 const KEEPER: &str = "be-a-keeper";
 /// An agent that loads bases and is killed. Its folder is the argument.
 pub(crate) const AGENT: &str = "be-an-agent";
+/// An agent that boots a machine and is killed. Its folder is the argument.
+pub(crate) const BOOTER: &str = "be-a-booter";
 /// Another user who was given sealed memory. Its descriptor is the argument.
 pub(crate) const INTRUDER: &str = "be-an-intruder";
 /// Another user who speaks to a keeper. Its folder is the argument.
@@ -37,6 +43,7 @@ extern "C" fn role(argc: c_int, argv: *const *const c_char, _: *const *const c_c
         SUPERVISOR => supervisor::main,
         KEEPER => keeper::main,
         AGENT => roles::agent,
+        BOOTER => roles::booter,
         INTRUDER => roles::intruder,
         STRANGER => roles::stranger,
         _ => return,
@@ -58,4 +65,37 @@ pub(crate) fn supervisor() -> Program {
 /// This executable as a keeper.
 pub(crate) fn keeper() -> Program {
     program(KEEPER)
+}
+
+/// QEMU in a cell, if it is there and this user can make one; with `root`, only then.
+pub(crate) fn qemu(cells: &Path, root: bool) -> Option<Qemu> {
+    let Some(program) = qemu::find() else {
+        eprintln!("skipped: {} is not installed", qemu::PROGRAM);
+        return None;
+    };
+    if root && !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can make cells");
+        return None;
+    }
+    let cell = Cell::open(cells, &program, None).unwrap();
+    let (accel, build) = (Accel::Tcg { tsc_khz: 2_000_000 }, String::new());
+    Some(Qemu { program, accel, build, supervisor: supervisor(), cell })
+}
+
+/// Firecracker, where it is and can run anything.
+pub(crate) async fn firecracker(locks: &Path) -> Option<Firecracker> {
+    let Some(program) = firecracker::find() else {
+        eprintln!("skipped: there is no Firecracker, on the path or in TARTARUS_FIRECRACKER");
+        return None;
+    };
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: Firecracker's jailer takes root");
+        return None;
+    }
+    if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/kvm") {
+        eprintln!("skipped: /dev/kvm: {error}");
+        return None;
+    }
+    let driver = Firecracker::open(&program, supervisor()).await.unwrap();
+    Some(Firecracker { locks: locks.to_owned(), ..driver })
 }

@@ -12,6 +12,9 @@ use rustix::net::{
 use sha2::{Digest, Sha256};
 use tartarus_runtime::bases::{Base, BaseError, Bases};
 
+use super::conformance::Subject;
+use super::tiny::elf_machine;
+
 /// Size of a base in these tests.
 pub(crate) const SIZE: u64 = 64 << 20;
 /// What all of them may take.
@@ -56,6 +59,19 @@ pub(crate) fn agent(dir: &Path) -> i32 {
             println!("{}", inode(&get(&bases, dir, number).await.unwrap()));
         }
         io::stdout().flush().unwrap();
+        // SAFETY: a system call on numbers.
+        unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+    });
+    1
+}
+
+/// Boots a Firecracker and is killed.
+pub(crate) fn booter(dir: &Path) -> i32 {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let driver = super::firecracker(&dir.join("locks")).await.unwrap();
+        let subject = Subject { driver: &driver, machine: elf_machine };
+        let _vm = subject.boot(dir).await;
         // SAFETY: a system call on numbers.
         unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
     });

@@ -65,7 +65,53 @@ pub(crate) fn kernel() -> Vec<u8> {
     kernel
 }
 
+/// The same for a hypervisor that boots an ELF, in long mode, about as fast. Each letter is kept in a page of its own, too.
+pub(crate) fn elf() -> Vec<u8> {
+    const AT: u32 = 0x100_0000;
+    let letter = (AT + 0x1000).to_le_bytes();
+    let mut code = vec![0xfa]; // cli
+    code.extend([[0xbb].as_slice(), &letter].concat()); // mov ebx, letter
+    code.extend([0xc6, 0x03, b'A']); // mov byte [rbx], 'A'
+    let next = code.len();
+    code.extend([0x0f, 0xb6, 0x03]); // next: movzx eax, byte [rbx]
+    code.extend([0x66, 0xba, 0xf8, 0x03, 0xee]); // out 0x3f8, al
+    code.extend([0x89, 0xc1, 0xc1, 0xe1, 0x0c]); // mov ecx, eax; shl ecx, 12
+    code.extend([0x88, 0x04, 0x0b]); // mov [rbx + rcx], al
+    code.extend([0xfe, 0xc0, 0x3c, b'Z' + 1, 0x75, 0x02, 0xb0, b'A']); // the next letter
+    code.extend([0x88, 0x03]); // mov [rbx], al
+    // Asks the port for its state 4096 times: what takes the hypervisor takes as long wherever instructions are emulated.
+    code.extend([0x66, 0xba, 0xfd, 0x03, 0xb9, 0x00, 0x10, 0x00, 0x00]); // mov dx, 0x3fd; mov ecx, 4096
+    code.extend([0xec, 0xff, 0xc9, 0x75, 0xfb]); // in al, dx; dec ecx; jne
+    let back = next as i64 - (code.len() as i64 + 2);
+    code.extend([0xeb, back as i8 as u8]); // jmp next
+    let mut kernel = b"\x7fELF\x02\x01\x01".to_vec();
+    kernel.resize(16, 0);
+    let add = |kernel: &mut Vec<u8>, numbers: &[(u64, usize)]| {
+        for (number, bytes) in numbers {
+            kernel.extend(&number.to_le_bytes()[..*bytes]);
+        }
+    };
+    let (at, length) = (u64::from(AT), code.len() as u64);
+    // An executable for x86-64 with one part, whose description follows; then that: readable, writable, executable.
+    add(&mut kernel, &[(2, 2), (62, 2), (1, 4), (at, 8), (64, 8), (0, 8), (0, 4), (64, 2), (56, 2), (1, 2), (0, 6)]);
+    add(&mut kernel, &[(1, 4), (7, 4), (0x1000, 8), (at, 8), (at, 8), (length, 8), (length, 8), (0x1000, 8)]);
+    kernel.resize(0x1000, 0);
+    kernel.extend(code);
+    kernel
+}
+
 pub(crate) const MIB: u32 = 64;
+
+/// A machine for a hypervisor that boots an ELF.
+pub(crate) fn elf_machine(dir: &Path) -> Machine {
+    let machine = machine(dir);
+    std::fs::remove_file(&machine.kernel).unwrap();
+    std::fs::write(&machine.kernel, elf()).unwrap();
+    for file in [&machine.kernel, &machine.base] {
+        std::fs::set_permissions(file, Permissions::from_mode(0o444)).unwrap();
+    }
+    machine
+}
 
 pub(crate) fn machine(dir: &Path) -> Machine {
     for name in ["base", "layer", "initramfs"] {

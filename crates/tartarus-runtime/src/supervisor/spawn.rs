@@ -1,0 +1,151 @@
+//! From `launch.json` to a hypervisor that runs: what it is handed, where it is locked up, and which process it is.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+
+use rustix::fs::{Mode, OFlags};
+
+use super::{Given, Hypervisor, Launch};
+use crate::cell::{self, Entry};
+
+/// Inherited descriptors are kept from here on, above all that the hypervisor finds its own under.
+const ASIDE: RawFd = 200;
+/// How much sooner than others the kernel ends a hypervisor when memory is short, of 1000.
+const OOM_SCORE: &[u8] = b"500";
+
+/// A user id for the hypervisor, where it gets one of its own.
+pub(super) fn uid(launch: &Launch) -> io::Result<Option<cell::Uid>> {
+    let cell = launch.cell.as_ref().map(|cell| &cell.locks);
+    let locks = match &launch.hypervisor {
+        Hypervisor::Qemu => cell,
+        Hypervisor::Firecracker(jail) => Some(&jail.locks),
+    };
+    locks.map(|locks| cell::take(locks)).transpose()
+}
+
+/// The way into where it is locked up; `None` where it is not.
+pub(super) fn entry(launch: &Launch, uid: Option<&cell::Uid>) -> io::Result<Option<Entry>> {
+    let Some(uid) = uid else { return Ok(None) };
+    match (&launch.hypervisor, &launch.cell) {
+        (Hypervisor::Firecracker(jail), _) => Entry::into_jail(jail, uid.number).map(Some),
+        (Hypervisor::Qemu, Some(cell)) => Entry::into_cell(cell, uid.number).map(Some),
+        (Hypervisor::Qemu, None) => Ok(None),
+    }
+}
+
+/// Moves inherited descriptors out of the way: the agent may have had one under the very number that another one, or a
+/// socket, is to get.
+pub(super) fn take(fds: &[(RawFd, RawFd)]) -> io::Result<Vec<(OwnedFd, RawFd)>> {
+    let mut moved = Vec::new();
+    for (from, to) in fds {
+        if *from < 3 || !(*to == 0 || (3..ASIDE).contains(to)) {
+            return Err(io::Error::other(format!("launch.json passes descriptor {from} on as {to}")));
+        }
+        // SAFETY: duplicating a number is harmless; one that is not open fails.
+        let fd = unsafe { libc::fcntl(*from, libc::F_DUPFD_CLOEXEC, ASIDE) };
+        if fd < 0 {
+            let cause = io::Error::last_os_error();
+            return Err(io::Error::new(cause.kind(), format!("inherited descriptor {from}: {cause}")));
+        }
+        // SAFETY: it was just made, and nothing else knows it.
+        moved.push((unsafe { OwnedFd::from_raw_fd(fd) }, *to));
+    }
+    let originals: BTreeSet<RawFd> = fds.iter().map(|(from, _)| *from).collect();
+    for fd in originals {
+        // SAFETY: it was passed to this process for this purpose; nothing here has opened or uses it.
+        drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    }
+    Ok(moved)
+}
+
+/// Opens a file for the hypervisor.
+pub(super) fn open(file: &Given) -> io::Result<(OwnedFd, RawFd)> {
+    let opened = File::options().read(true).write(file.write).open(&file.path);
+    let opened = opened.map_err(|e| io::Error::new(e.kind(), format!("opening {}: {e}", file.path.display())))?;
+    Ok((opened.into(), file.at))
+}
+
+/// Starts it. What this gives is the process that ends with it: itself, or the first one of its namespace.
+pub(super) fn spawn(
+    launch: &Launch,
+    fds: Vec<(RawFd, RawFd)>,
+    uid: Option<&cell::Uid>,
+    reader: RawFd,
+    output: io::PipeWriter,
+) -> io::Result<Child> {
+    let entry = entry(launch, uid)?;
+    let argv = match (&launch.hypervisor, uid) {
+        (Hypervisor::Firecracker(jail), Some(uid)) => &jail.argv(&launch.argv, uid.number)?,
+        _ => &launch.argv,
+    };
+    let (program, args) = argv.split_first().ok_or_else(|| io::Error::other("launch.json has no program"))?;
+    let mut command = Command::new(program);
+    command
+        .args(args)
+        .env_clear()
+        .envs(launch.env.iter().cloned())
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output);
+    // SAFETY: the closure only makes system calls; it allocates nothing and takes no lock.
+    unsafe {
+        command.pre_exec(move || {
+            // What uses a host's memory up is some guest: it ends before whoever must clean up. Where this may not be said
+            // the kernel goes by size alone.
+            let score = rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+            if let Ok(score) = score {
+                let _ = rustix::io::write(score, OOM_SCORE);
+            }
+            // Else this process itself would read what it writes.
+            libc::close(reader);
+            for (from, to) in &fds {
+                // dup2 clears close-on-exec. The targets are standard input, or above every descriptor that this process
+                // opened (see `qemu`), and below every inherited one.
+                if libc::dup2(*from, *to) < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            entry.as_ref().map_or_else(cell::last_steps, Entry::enter)
+        });
+    }
+    command.spawn().map_err(|e| io::Error::new(e.kind(), format!("{program}: {e}")))
+}
+
+/// The hypervisor's own process where `child` only stands for it; `None` when it has ended already.
+pub(super) fn hypervisor(launch: &Launch, child: u32) -> Option<u32> {
+    match launch.hypervisor {
+        Hypervisor::Qemu => Some(child),
+        Hypervisor::Firecracker(_) => match fs::read_to_string(format!("/proc/{child}/task/{child}/children")) {
+            Ok(children) => children.split_whitespace().next()?.parse().ok(),
+            // A kernel that does not list them.
+            Err(_) => all_processes().find(|pid| parent(*pid) == Some(child)),
+        },
+    }
+}
+
+fn all_processes() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// The second field after a name that may hold anything.
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_is_found_by_its_parent() {
+        let parent_of_this = std::os::unix::process::parent_id();
+        assert_eq!(parent(std::process::id()), Some(parent_of_this));
+        assert!(all_processes().any(|pid| pid == std::process::id()));
+    }
+}

@@ -1,0 +1,335 @@
+//! What is seen of a real Firecracker in its jail, from outside; and its faults.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests may")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use support::conformance::{LIMIT, Subject, assert_in_order, end};
+use support::firecracker;
+use support::tiny::{elf_machine, letters, wait_for_letters};
+use tartarus_runtime::cell::{FIRST_UID, UIDS};
+use tartarus_runtime::firecracker::Firecracker;
+use tartarus_runtime::{Adopted, Cause, Driver, Vm};
+
+fn subject(driver: &Firecracker) -> Subject<'_> {
+    Subject { driver, machine: elf_machine }
+}
+
+fn proc(pid: u32) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}"))
+}
+
+/// The fields of a process's or thread's `status`.
+fn status(of: &Path) -> BTreeMap<String, String> {
+    let text = fs::read_to_string(of.join("status")).unwrap();
+    text.lines().filter_map(|line| line.split_once(':')).map(|(k, v)| (k.to_owned(), v.trim().to_owned())).collect()
+}
+
+fn parent(pid: u32) -> u32 {
+    status(&proc(pid))["PPid"].parse().unwrap()
+}
+
+fn namespaces(of: &Path) -> BTreeMap<&'static str, PathBuf> {
+    ["cgroup", "ipc", "mnt", "net", "pid", "uts"]
+        .map(|name| (name, fs::read_link(of.join("ns").join(name)).unwrap()))
+        .into()
+}
+
+fn kill(pid: u32) {
+    kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
+}
+
+async fn until(what: &str, so: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !so() {
+        assert!(begin.elapsed() < LIMIT, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// What a machine is on its host, while it runs.
+struct Traces {
+    pids: [u32; 3],
+    network: PathBuf,
+    lock: PathBuf,
+    dir: PathBuf,
+}
+
+impl Traces {
+    fn of(vm: &dyn Vm, locks: &Path, dir: &Path) -> Self {
+        let init = parent(vm.pid());
+        let uid = status(&proc(vm.pid()))["Uid"].split_whitespace().next().unwrap().to_owned();
+        let network = namespaces(&proc(vm.pid()))["net"].clone();
+        Self { pids: [vm.pid(), init, parent(init)], network, lock: locks.join(uid), dir: dir.to_owned() }
+    }
+
+    async fn are_gone(&self) {
+        for pid in self.pids {
+            until("a process is left", || {
+                !proc(pid).exists() || fs::read_to_string(proc(pid).join("stat")).is_ok_and(|s| s.contains(") Z "))
+            })
+            .await;
+        }
+        for entry in fs::read_dir("/proc").unwrap() {
+            let network = fs::read_link(entry.unwrap().path().join("ns/net"));
+            assert!(network.is_err() || network.unwrap() != self.network, "its network is left, and its TAP with it");
+        }
+        File::open(&self.lock).unwrap().try_lock().unwrap();
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        assert!(!mounts.contains(self.dir.to_str().unwrap()), "{mounts}");
+    }
+}
+
+#[tokio::test]
+async fn a_hypervisor_is_alone_and_may_do_nothing() {
+    let locks = tempfile::tempdir().unwrap();
+    let Some(driver) = firecracker(locks.path()).await else { return };
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let vms = [subject(&driver).boot(dirs[0].path()).await, subject(&driver).boot(dirs[1].path()).await];
+    let mut uids = Vec::new();
+    for vm in &vms {
+        let proc = proc(vm.pid());
+        for thread in fs::read_dir(proc.join("task")).unwrap() {
+            let status = status(&thread.unwrap().path());
+            let ids: Vec<u32> = status["Uid"].split_whitespace().map(|id| id.parse().unwrap()).collect();
+            assert!(ids.iter().all(|id| *id == ids[0] && (FIRST_UID..FIRST_UID + UIDS).contains(id)), "{ids:?}");
+            assert_eq!(status["Gid"], status["Uid"]);
+            assert_eq!(status["Groups"], "");
+            for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+                assert_eq!(status[set], "0000000000000000", "{set}");
+            }
+            // What the jailer took: CHOWN, DAC_OVERRIDE, SETGID, SETUID, SYS_ADMIN, MKNOD. With no new privileges no
+            // program can gain it.
+            assert_eq!(status["CapBnd"], "00000000082000c3");
+            assert_eq!((status["NoNewPrivs"].as_str(), status["Seccomp"].as_str()), ("1", "2"));
+            uids.push(ids[0]);
+        }
+        let (theirs, ours) = (namespaces(&proc), namespaces(Path::new("/proc/self")));
+        assert!(theirs.iter().all(|(name, place)| ours[name] != *place), "{theirs:?}");
+    }
+    assert_ne!(uids.first(), uids.last(), "neighbours");
+    let (one, two) = (namespaces(&proc(vms[0].pid())), namespaces(&proc(vms[1].pid())));
+    assert!(one.iter().all(|(name, place)| two[name] != *place), "{one:?}");
+    // Who stands between has no descriptor and no capability.
+    let init = proc(parent(vms[0].pid()));
+    assert_eq!(fs::read_dir(init.join("fd")).unwrap().count(), 0);
+    let status = status(&init);
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(status[set], "0000000000000000", "{set}");
+    }
+    assert_eq!(status["NoNewPrivs"], "1");
+    for vm in vms {
+        end(&*vm).await;
+    }
+}
+
+#[tokio::test]
+async fn it_sees_nothing_but_its_own_files() {
+    // As a service has it; nothing may depend on another.
+    let locks = tempfile::tempdir().unwrap();
+    let Some(driver) = firecracker(locks.path()).await else { return };
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let dir = tempfile::tempdir().unwrap();
+    let vm = subject(&driver).boot(dir.path()).await;
+    let proc = proc(vm.pid());
+    let entries = |path: PathBuf| {
+        let mut names: Vec<String> =
+            fs::read_dir(path).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort_unstable();
+        names
+    };
+    let root = proc.join("root");
+    let program = driver.program.file_name().unwrap().to_str().unwrap();
+    let pid_file = format!("{program}.pid");
+    let mut expected =
+        ["base", "config.json", "dev", program, &pid_file, "initramfs", "kernel", "layer", "proc", "run"];
+    expected.sort_unstable();
+    assert_eq!(entries(root.clone()), expected);
+    let devices = entries(root.join("dev"));
+    assert!(
+        devices.iter().all(|name| ["kvm", "net", "urandom", "userfaultfd"].contains(&name.as_str())),
+        "{devices:?}"
+    );
+    assert_eq!(entries(root.join("run")), ["agent.sock", "api.sock"]);
+    let mounts = fs::read_to_string(proc.join("mounts")).unwrap();
+    let mounts: BTreeMap<&str, &str> = mounts
+        .lines()
+        .map(|line| {
+            let fields: Vec<&str> = line.split(' ').collect();
+            (fields[1], fields[3])
+        })
+        .collect();
+    let has = |place: &str, wanted: &[&str]| {
+        wanted.iter().all(|wanted| mounts[place].split(',').any(|option| option == *wanted))
+    };
+    assert_eq!(
+        mounts.keys().copied().collect::<Vec<_>>(),
+        ["/", "/base", "/dev", "/initramfs", "/kernel", "/layer", "/proc"]
+    );
+    for place in ["/base", "/initramfs", "/kernel"] {
+        assert!(has(place, &["ro", "nosuid", "nodev", "noexec"]), "{mounts:?}");
+    }
+    assert!(has("/layer", &["rw", "nosuid", "nodev", "noexec"]) && has("/dev", &["nosuid", "noexec"]), "{mounts:?}");
+    assert!(has("/proc", &["nosuid", "nodev", "noexec", "subset=pid"]), "{mounts:?}");
+    end(&*vm).await;
+}
+
+/// Whoever adds one to the list says why it is there.
+#[tokio::test]
+async fn its_descriptors_are_these() {
+    let locks = tempfile::tempdir().unwrap();
+    let Some(driver) = firecracker(locks.path()).await else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let vm = subject(&driver).boot(dir.path()).await;
+    let mut found: BTreeMap<String, usize> = BTreeMap::new();
+    for fd in fs::read_dir(proc(vm.pid()).join("fd")).unwrap() {
+        let target = fs::read_link(fd.unwrap().path()).unwrap().to_string_lossy().into_owned();
+        let anonymous = target.strip_prefix("anon_inode:").map(|name| name.trim_matches(['[', ']']));
+        let other = target.split_once(":[").map_or(target.rsplit('/').next(), |(kind, _)| Some(kind));
+        *found.entry(anonymous.or(other).unwrap().to_owned()).or_default() += 1;
+    }
+    // How many of these there are is Firecracker's own affair: they lead nowhere.
+    for own in ["eventfd", "timerfd", "eventpoll"] {
+        assert!(found.remove(own).is_some_and(|count| count < 64), "{own}");
+    }
+    let expected = [
+        ("base", 1),
+        ("layer", 1),
+        ("tun", 1),    // its card's TAP
+        ("socket", 2), // its listening ports
+        ("null", 1),   // standard input
+        ("pipe", 2),   // its output to the supervisor
+        ("kvm", 1),
+        ("kvm-vm", 1),
+        ("kvm-vcpu:0", 2),
+    ];
+    let found: BTreeMap<&str, usize> = found.iter().map(|(kind, count)| (kind.as_str(), *count)).collect();
+    assert_eq!(found, expected.into());
+    end(&*vm).await;
+}
+
+#[tokio::test]
+async fn its_card_leads_nowhere() {
+    let locks = tempfile::tempdir().unwrap();
+    let Some(driver) = firecracker(locks.path()).await else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let vm = subject(&driver).boot(dir.path()).await;
+    let net = proc(vm.pid()).join("net");
+    let devices = fs::read_to_string(net.join("dev")).unwrap();
+    let devices: Vec<&str> = devices.lines().skip(2).map(|line| line.split(':').next().unwrap().trim()).collect();
+    assert_eq!(devices, ["lo", "tap0"]);
+    for file in ["if_inet6", "fib_trie"] {
+        assert_eq!(fs::read_to_string(net.join(file)).unwrap_or_default(), "", "{file}");
+    }
+    let namespace = File::open(proc(vm.pid()).join("ns/net")).unwrap();
+    // In a thread that ends: it stays where it goes.
+    let flags = std::thread::spawn(move || {
+        // SAFETY: system calls on numbers and an `ifreq` that lives until they return.
+        unsafe {
+            assert_eq!(libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET), 0);
+            let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+            let mut request: libc::ifreq = std::mem::zeroed();
+            for (to, from) in request.ifr_name.iter_mut().zip(b"tap0") {
+                *to = *from as libc::c_char;
+            }
+            assert_eq!(libc::ioctl(socket, libc::SIOCGIFFLAGS, &raw mut request), 0);
+            libc::close(socket);
+            i32::from(request.ifr_ifru.ifru_flags)
+        }
+    });
+    assert_eq!(flags.join().unwrap() & libc::IFF_UP, 0, "it is up");
+    end(&*vm).await;
+}
+
+#[tokio::test]
+async fn what_was_killed_leaves_nothing() {
+    let locks = tempfile::tempdir().unwrap();
+    let Some(driver) = firecracker(locks.path()).await else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let vm = subject(&driver).boot(dir.path()).await;
+    let traces = Traces::of(&*vm, locks.path(), dir.path());
+    end(&*vm).await;
+    traces.are_gone().await;
+
+    // By somebody else.
+    let vm = subject(&driver).boot(dir.path()).await;
+    let traces = Traces::of(&*vm, locks.path(), dir.path());
+    kill(vm.pid());
+    let exit = tokio::time::timeout(LIMIT, vm.wait()).await.unwrap();
+    assert_eq!((exit.cause, exit.status.as_str()), (Cause::Itself, "killed by SIGKILL"));
+    traces.are_gone().await;
+}
+
+#[tokio::test]
+async fn a_supervisor_that_is_killed_takes_its_hypervisor_along() {
+    let locks = tempfile::tempdir().unwrap();
+    let Some(driver) = firecracker(locks.path()).await else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let vm = subject(&driver).boot(dir.path()).await;
+    let traces = Traces::of(&*vm, locks.path(), dir.path());
+    kill(traces.pids[2]);
+    assert_eq!(tokio::time::timeout(LIMIT, vm.wait()).await.unwrap().cause, Cause::SupervisorDied);
+    traces.are_gone().await;
+}
+
+#[tokio::test]
+async fn a_machine_outlives_the_agent_that_booted_it() {
+    let locks = tempfile::tempdir().unwrap();
+    let Some(driver) = firecracker(locks.path()).await else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let agent = std::env::current_exe().unwrap();
+    let status = tokio::process::Command::new(agent).arg(support::BOOTER).arg(dir.path()).status().await.unwrap();
+    assert!(status.code().is_none(), "{status}");
+    let Adopted::Running(vm) = driver.adopt(dir.path()).await.unwrap() else { panic!("not adopted") };
+    let traces = Traces::of(&*vm, &dir.path().join("locks"), dir.path());
+    vm.pause().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let frozen = letters(dir.path());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(letters(dir.path()), frozen);
+    vm.resume().await.unwrap();
+    assert_in_order(&wait_for_letters(dir.path(), frozen.len() + 2).await);
+    end(&*vm).await;
+    traces.are_gone().await;
+}
+
+/// Who takes over a restored machine opens it, if it was not; one that was paused stays so.
+#[tokio::test]
+async fn a_restored_machine_is_opened_once() {
+    let locks = tempfile::tempdir().unwrap();
+    let Some(driver) = firecracker(locks.path()).await else { return };
+    let (first, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (memory, next) = subject(&driver).snapshot(first.path()).await;
+    drop(subject(&driver).restore(&memory, first.path(), dir.path()).await);
+    let Adopted::Running(vm) = driver.adopt(dir.path()).await.unwrap() else { panic!("not adopted") };
+    assert!(vm.is_paused().await.unwrap());
+    let open = || tokio::time::timeout(Duration::from_millis(200), vm.channel());
+    assert!(open().await.is_err(), "this guest listens nowhere");
+    assert_eq!(wait_for_letters(dir.path(), 2).await.chars().next(), Some(next));
+    vm.pause().await.unwrap();
+    let Adopted::Running(vm) = driver.adopt(dir.path()).await.unwrap() else { panic!("not adopted") };
+    assert!(tokio::time::timeout(Duration::from_millis(200), vm.channel()).await.is_err());
+    assert!(vm.is_paused().await.unwrap());
+    end(&*vm).await;
+}
+
+#[tokio::test]
+async fn one_that_dies_before_it_goes_on_has_ended() {
+    let locks = tempfile::tempdir().unwrap();
+    let Some(driver) = firecracker(locks.path()).await else { return };
+    let (first, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (memory, _) = subject(&driver).snapshot(first.path()).await;
+    let vm = subject(&driver).restore(&memory, first.path(), dir.path()).await;
+    let traces = Traces::of(&*vm, locks.path(), dir.path());
+    kill(vm.pid());
+    let channel = tokio::time::timeout(LIMIT, vm.channel()).await.unwrap();
+    assert_eq!(channel.err().unwrap().to_string(), "the hypervisor has ended");
+    assert_eq!(tokio::time::timeout(LIMIT, vm.wait()).await.unwrap().cause, Cause::Itself);
+    traces.are_gone().await;
+}
