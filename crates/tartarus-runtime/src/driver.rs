@@ -146,8 +146,13 @@ pub enum Adopted {
 /// A way to run machines.
 #[async_trait]
 pub trait Driver: Send + Sync + 'static {
-    /// `qemu-tcg`, `qemu-kvm`.
+    /// `qemu-tcg`, `qemu-kvm`, `firecracker`.
     fn name(&self) -> &'static str;
+
+    /// Whether a layer may be a [`DiskFormat::Overlay`].
+    fn overlays(&self) -> bool {
+        true
+    }
 
     /// Boots a machine. When this returns its sockets can be connected to; the guest is still booting. It ends itself
     /// at the deadlines even when this process is gone.

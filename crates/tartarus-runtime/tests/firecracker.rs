@@ -148,7 +148,7 @@ async fn it_sees_nothing_but_its_own_files() {
     let program = driver.program.file_name().unwrap().to_str().unwrap();
     let pid_file = format!("{program}.pid");
     let mut expected =
-        ["base", "config.json", "dev", program, &pid_file, "initramfs", "kernel", "layer", "proc", "run"];
+        ["base", "config.json", "dev", program, &pid_file, "initramfs", "kernel", "layer", "metrics", "proc", "run"];
     expected.sort_unstable();
     assert_eq!(entries(root.clone()), expected);
     let devices = entries(root.join("dev"));
@@ -204,7 +204,8 @@ async fn its_descriptors_are_these() {
         ("tun", 1),    // its card's TAP
         ("socket", 2), // its listening ports
         ("null", 1),   // standard input
-        ("pipe", 2),   // its output to the supervisor
+        ("metrics", 1),
+        ("pipe", 2), // its output to the supervisor
         ("kvm", 1),
         ("kvm-vm", 1),
         ("kvm-vcpu:0", 2),
@@ -244,6 +245,20 @@ async fn its_card_leads_nowhere() {
         }
     });
     assert_eq!(flags.join().unwrap() & libc::IFF_UP, 0, "it is up");
+    end(&*vm).await;
+}
+
+#[tokio::test]
+async fn it_tells_what_it_counted() {
+    let locks = tempfile::tempdir().unwrap();
+    let Some(driver) = firecracker(locks.path()).await else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let vm = subject(&driver).boot(dir.path()).await;
+    for _ in 0..2 {
+        let metrics = driver.metrics(dir.path()).await.unwrap();
+        assert!(metrics["uart"]["write_count"].as_u64().is_some_and(|count| count > 0), "{metrics}");
+        wait_for_letters(dir.path(), letters(dir.path()).len() + 1).await;
+    }
     end(&*vm).await;
 }
 

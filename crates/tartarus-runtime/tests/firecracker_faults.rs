@@ -69,6 +69,7 @@ async fn what_it_cannot_boot_is_named_before_anything_starts() {
     assert!(why.contains("qcow2 overlay: make a copy instead"), "{why}");
     machine.layer.format = DiskFormat::Raw;
     fs::set_permissions(&machine.base, Permissions::from_mode(0o400)).unwrap();
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
     let why = refused(&driver, &machine).await;
     assert!(why.contains("/base: the hypervisor's user cannot read it") && why.contains("chmod a+r"), "{why}");
     fs::remove_file(&machine.kernel).unwrap();

@@ -121,10 +121,8 @@ impl Way {
             if file.write {
                 chown(&source, Some(uid), Some(uid)).map_err(failed)?;
                 fs::set_permissions(&source, Permissions::from_mode(0o600)).map_err(failed)?;
-            } else if fs::metadata(&source)?.mode() & 0o004 == 0 {
-                let why =
-                    "the hypervisor's user cannot read it; let everybody read it who gets to its folder (chmod a+r)";
-                return Err(failed(io::Error::new(io::ErrorKind::PermissionDenied, why)));
+            } else {
+                readable(&source).map_err(failed)?;
             }
             shared.push((path(&source)?, path(&target)?, file.write));
         }
@@ -157,6 +155,21 @@ impl Way {
     }
 }
 
+/// Lets the hypervisor's user read a file, of whom nobody knows now who that will be. Where a folder above is closed to
+/// others that lets in nobody who was kept out; elsewhere it is for the file's owner to say.
+fn readable(file: &Path) -> io::Result<()> {
+    let mode = fs::metadata(file)?.mode();
+    if mode & 0o004 != 0 {
+        return Ok(());
+    }
+    let closed = |folder: &Path| fs::metadata(folder).is_ok_and(|folder| folder.mode() & 0o001 == 0);
+    if file.ancestors().skip(1).any(closed) {
+        return fs::set_permissions(file, Permissions::from_mode(mode | 0o444));
+    }
+    let why = "the hypervisor's user cannot read it: close its folder to others, or let everybody read it (chmod a+r)";
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,5 +189,23 @@ mod tests {
              --chroot-base-dir /d/jail --resource-limit no-file=2048 --resource-limit fsize=77 -- --api-sock /run/api.sock"
         );
         assert!(jail.argv(&[], 1).is_err());
+    }
+
+    #[test]
+    fn a_file_is_opened_to_others_only_where_they_do_not_come() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("base");
+        let set = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        fs::write(&file, "").unwrap();
+        set(&file, 0o400);
+        set(dir.path(), 0o755);
+        let refused = readable(&file).unwrap_err().to_string();
+        assert!(refused.contains("chmod a+r"), "{refused}");
+        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o7777, 0o400);
+        set(dir.path(), 0o700);
+        readable(&file).unwrap();
+        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o7777, 0o444);
+        set(dir.path(), 0o755);
+        readable(&file).unwrap();
     }
 }

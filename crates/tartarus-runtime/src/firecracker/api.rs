@@ -107,6 +107,13 @@ pub(super) enum SnapshotType {
     Diff,
 }
 
+/// What is done at once.
+#[derive(Debug, Serialize)]
+pub(super) enum ActionType {
+    /// To write down what was counted.
+    FlushMetrics,
+}
+
 /// A request.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
@@ -117,6 +124,8 @@ pub(super) enum Request {
     Describe,
     /// How large its memory is.
     MachineConfig,
+    /// To do something.
+    Action { action_type: ActionType },
     /// To stop, or to go on.
     Vm { state: VmState },
     /// To write itself to files.
@@ -132,6 +141,7 @@ impl Request {
             Self::Version => ("GET", "/version"),
             Self::Describe => ("GET", "/"),
             Self::MachineConfig => ("GET", "/machine-config"),
+            Self::Action { .. } => ("PUT", "/actions"),
             Self::Vm { .. } => ("PATCH", "/vm"),
             Self::SnapshotCreate { .. } => ("PUT", "/snapshot/create"),
             Self::SnapshotLoad { .. } => ("PUT", "/snapshot/load"),

@@ -12,6 +12,7 @@ fn requests() -> Vec<Request> {
         Request::Version,
         Request::Describe,
         Request::MachineConfig,
+        Request::Action { action_type: ActionType::FlushMetrics },
         Request::Vm { state: VmState::Paused },
         Request::Vm { state: VmState::Resumed },
         Request::SnapshotCreate {
@@ -82,6 +83,7 @@ fn what_is_sent_is_this_and_nothing_else() {
         ("GET", "/machine-config", ""),
         ("GET", "/version", ""),
         ("PATCH", "/vm", "state"),
+        ("PUT", "/actions", "action_type"),
         ("PUT", "/boot-source", "boot_args initrd_path kernel_image_path"),
         ("PUT", "/drives/{drive_id}", drive.as_str()),
         ("PUT", "/machine-config", "mem_size_mib vcpu_count"),

@@ -4,7 +4,7 @@
 //! without following any link, and what is found is held against what it must be.
 
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -27,9 +27,14 @@ pub(super) const STATE: &str = "/state";
 /// What it makes there: its control socket, and the guest channel's.
 pub(super) const API: &str = "/run/api.sock";
 pub(super) const AGENT: &str = "/run/agent.sock";
+/// What it counts, a line of JSON each time.
+pub(super) const METRICS: &str = "/metrics";
 /// And a snapshot of itself.
 pub(super) const SAVED_STATE: &str = "/saved-state";
 pub(super) const SAVED_MEMORY: &str = "/saved-memory";
+
+/// Bytes that hold a line of metrics.
+const METRICS_LINE: u64 = 64 << 10;
 
 /// Where a machine's jail is, in its folder.
 const JAILS: &str = "jail";
@@ -64,13 +69,27 @@ pub(super) fn put(root: &Path, name: &str, from: impl Read) -> io::Result<()> {
 
 /// Takes a file out that Firecracker made, and removes it.
 pub(super) fn take(root: &Path, name: &str, mut to: File) -> io::Result<()> {
+    copy(open_file(root, name)?, &mut to)?;
+    remove(root, name)
+}
+
+/// The last bytes of a file that Firecracker writes.
+pub(super) fn end_of(root: &Path, name: &str) -> io::Result<Vec<u8>> {
+    let mut file = open_file(root, name)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(METRICS_LINE)))?;
+    let mut end = Vec::new();
+    file.take(METRICS_LINE).read_to_end(&mut end)?;
+    Ok(end)
+}
+
+fn open_file(root: &Path, name: &str) -> io::Result<File> {
     // It may be a pipe by now, and nobody waits for who would write to it.
     let file = look_up(root, name, OFlags::RDONLY | OFlags::NONBLOCK)?;
     if FileType::from_raw_mode(fstat(&file)?.st_mode) != FileType::RegularFile {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{name} in the jail is no file")));
     }
-    copy(File::from(file), &mut to)?;
-    remove(root, name)
+    Ok(file.into())
 }
 
 /// Removes a file, or whatever is called so; there may be none.

@@ -19,7 +19,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::timeout;
 
-use api::{Request, Version};
+use api::{ActionType, Request, Version};
 use client::Client;
 pub(crate) use monitor::FirecrackerMonitor;
 use monitor::UNOPENED;
@@ -38,8 +38,8 @@ const ENDING: Duration = Duration::from_secs(2);
 const SOON: Duration = Duration::from_millis(1);
 /// Descriptor under which it finds a snapshot's memory: the jailer closes all but standard input and output.
 const MEMORY_FD: i32 = 0;
-/// What it may write to a file beyond the longest that it must.
-const SLACK: u64 = 16 << 20;
+/// What it may write to a file beyond the longest that it must: a year and more of metrics, since it ends when it cannot.
+const SLACK: u64 = 4 << 30;
 
 /// Runs machines with Firecracker.
 #[derive(Debug, Clone)]
@@ -70,6 +70,22 @@ impl Firecracker {
     }
 }
 
+impl Firecracker {
+    /// What the Firecracker in `dir` has counted since its start or since it last said so: the devices' reads, writes and
+    /// errors, by name. It also writes that down each minute, some kilobytes. It may lie, as its guest may.
+    ///
+    /// # Errors
+    /// When it does not answer, or with nonsense.
+    pub async fn metrics(&self, dir: &Path) -> Result<serde_json::Value, RuntimeError> {
+        let failed = |cause| RuntimeError::io(format!("the metrics of {}", dir.display()), cause);
+        let root = Jail::root_of(&jail::base(dir).map_err(failed)?, &self.program);
+        Client::new(&root).tell(&Request::Action { action_type: ActionType::FlushMetrics }).await?;
+        let lines = jail::end_of(&root, jail::METRICS).map_err(failed)?;
+        let last = lines.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+        serde_json::from_slice(last).map_err(|e| failed(e.into()))
+    }
+}
+
 /// How a machine starts.
 enum Start {
     Boot,
@@ -80,6 +96,10 @@ enum Start {
 impl Driver for Firecracker {
     fn name(&self) -> &'static str {
         "firecracker"
+    }
+
+    fn overlays(&self) -> bool {
+        false
     }
 
     async fn boot(&self, machine: &Machine, deadlines: Deadlines) -> Result<Box<dyn Vm>, RuntimeError> {
@@ -171,7 +191,7 @@ impl Firecracker {
         let program = self.program.to_str();
         let program = program.ok_or_else(|| RuntimeError::Start(format!("{} is not UTF-8", self.program.display())))?;
         // What it says of itself goes to the console, among what the guest says.
-        let mut argv = vec![program, "--api-sock", jail::API, "--level", "Error"];
+        let mut argv = vec![program, "--api-sock", jail::API, "--level", "Error", "--metrics-path", jail::METRICS];
         let fds = match start {
             Start::Boot => {
                 argv.extend(["--config-file", jail::CONFIGURATION]);
