@@ -202,6 +202,19 @@ fn shredding_an_overlay_spares_the_golden_layer() {
     assert!(fs::read(&golden).unwrap() == content);
 }
 
+#[test]
+fn a_copy_is_raw_however_much_there_is() {
+    if !tools() {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let (golden, target) = (golden(root.path(), 5 << 20), root.path().join("layer"));
+    let made = Layers::copy_of_golden(&golden, &target).unwrap();
+    assert!(made.format == LayerFormat::Raw && (made.reflinked || made.bytes_copied >= 5 << 20), "{made:?}");
+    assert!(fs::read(&golden).unwrap() == fs::read(&target).unwrap());
+    assert!(Layers::copy_of_golden(&golden, &target).is_err(), "it is there already");
+}
+
 /// A file system with reflink, where one can be made: XFS in a file.
 #[test]
 fn a_reflink_copies_nothing() {

@@ -107,7 +107,7 @@ impl HostStore {
     }
 
     /// Memory, devices and layer of a snapshot.
-    async fn restore(&self, from: Golden, dir: &Path) -> Result<(Layer, Start), NotRestored> {
+    async fn restore(&self, from: Golden, overlays: bool, dir: &Path) -> Result<(Layer, Start), NotRestored> {
         let base = self.base(&from).await?;
         let snapshot = from.snapshot;
         let (golden, lease) = (snapshot.golden().to_owned(), snapshot.lease());
@@ -115,7 +115,7 @@ impl HostStore {
         let target = dir.join(LAYER);
         let made = tokio::task::spawn_blocking(move || {
             let state = snapshot.state()?;
-            Ok::<_, erebus::ErebusError>((state, from_golden(snapshot.layer_checked()?, target)?))
+            Ok::<_, erebus::ErebusError>((state, from_golden(snapshot.layer_checked()?, target, overlays)?))
         });
         let (state, layer) = made.await.map_err(|e| NotRestored::new(Kind::Passing, e))??;
         let memory = Arc::clone(&**base);
@@ -125,13 +125,13 @@ impl HostStore {
     }
 
     /// The layer for a cold boot: the golden one, where there is one, so that what the warm-up wrote is there.
-    async fn cold_layer(&self, spec: &SandboxSpec, dir: &Path) -> Result<(Layer, Hold), CannotStart> {
+    async fn cold_layer(&self, spec: &SandboxSpec, overlays: bool, dir: &Path) -> Result<(Layer, Hold), CannotStart> {
         let golden = spec.golden.as_ref().filter(|_| spec.snapshot != SnapshotUse::Make);
         let snapshot = golden.and_then(|golden| self.snapshots.get(golden).ok().flatten());
         let files = snapshot.as_ref().map(|s| Hold::on(s.lease())).unwrap_or_default();
         let (layers, target, size) = (self.layers.clone(), dir.join(LAYER), spec.disk_mib);
         let made = blocking(move || match snapshot.as_ref().and_then(|s| s.layer_checked().ok()) {
-            Some(golden) => from_golden(golden, target),
+            Some(golden) => from_golden(golden, target, overlays),
             None => layers.make(size, &target).map(|_| Layer::raw(target)),
         });
         Ok((made.await.map_err(CannotStart::retry)?, files))
@@ -157,9 +157,10 @@ fn required(spec: &SandboxSpec, NotRestored { why, kind }: &NotRestored) -> Cann
     }
 }
 
-/// A layer at `target` that begins as `golden`. Blocks.
-fn from_golden(golden: PathBuf, target: PathBuf) -> Result<Layer, erebus::ErebusError> {
-    let format = match Layers::from_golden(&golden, &target)?.format {
+/// A layer at `target` that begins as `golden`, as the driver can read it. Blocks.
+fn from_golden(golden: PathBuf, target: PathBuf, overlays: bool) -> Result<Layer, erebus::ErebusError> {
+    let make = if overlays { Layers::from_golden } else { Layers::copy_of_golden };
+    let format = match make(&golden, &target)?.format {
         LayerFormat::Raw => DiskFormat::Raw,
         LayerFormat::Qcow2 => DiskFormat::Overlay { over: golden },
     };
@@ -174,7 +175,7 @@ impl Workshop for HostStore {
         let (kernel, initramfs) = self.kernel(&spec.kernel).await?;
         let (driver, _) = self.choose_for(&spec.kernel, &kernel, &initramfs).await?;
         let restored = match self.fitting(spec, &*driver).await {
-            Ok(golden) => self.restore(golden, dir).await,
+            Ok(golden) => self.restore(golden, driver.overlays(), dir).await,
             Err(why) => Err(NotRestored::new(Kind::None, why)),
         };
         let (layer, start) = match restored {
@@ -189,7 +190,7 @@ impl Workshop for HostStore {
                 }
                 // A restore that came half-way may have left its layer.
                 let _ = std::fs::remove_file(dir.join(LAYER));
-                let (layer, files) = self.cold_layer(spec, dir).await?;
+                let (layer, files) = self.cold_layer(spec, driver.overlays(), dir).await?;
                 (layer, Start::Cold { why: not.why, files })
             }
         };

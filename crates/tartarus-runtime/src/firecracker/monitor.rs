@@ -23,6 +23,8 @@ pub(super) const UNOPENED: &str = "unopened";
 /// The first and the longest time between two tries to reach a guest that does not listen yet.
 const SOON: Duration = Duration::from_millis(5);
 const LATER: Duration = Duration::from_millis(100);
+/// The longest memory, in bytes, that lies in one mapping: above it is a gap for devices.
+const IN_ONE_PIECE: u64 = 3 << 30;
 /// The longest answer to `CONNECT`: `OK` and a number of 32 bits.
 const MAX_ANSWER: usize = 16;
 
@@ -124,6 +126,10 @@ impl Monitor for FirecrackerMonitor {
         self.must_be_paused().await?;
         let size: MemorySize = self.api.ask(&Request::MachineConfig).await?;
         let bytes = size.mem_size_mib.saturating_mul(1 << 20);
+        if bytes > IN_ONE_PIECE {
+            let why = "a memory of more than 3 GiB is in two pieces, which cannot be saved yet";
+            return Err(self.failed("saving")(io::Error::other(why)));
+        }
         self.forget_snapshot()?;
         // The memory file that comes with it is of no use: what changed is counted there from the last snapshot, not from
         // the base, and in a file its zeros cannot be told from what was not written. So it is only kept small.
@@ -169,3 +175,7 @@ async fn greet(root: &Path) -> io::Result<Option<UnixStream>> {
         },
     }
 }
+
+#[cfg(test)]
+#[path = "monitor_tests.rs"]
+mod tests;
