@@ -51,6 +51,8 @@ fn launch(script: &str, fds: Vec<(i32, i32)>) -> Launch {
         fds,
         files: Vec::new(),
         cell: None,
+        filtered: false,
+        limits: None,
         deadlines: deadlines(),
     }
 }

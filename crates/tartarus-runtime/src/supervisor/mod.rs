@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cell::Cell;
+use crate::cell::{Cell, Limits};
 
 pub use client::SupervisedVm;
 pub(crate) use client::connect_in;
@@ -50,6 +50,12 @@ pub struct Launch {
     /// Where the hypervisor is locked up; `None` where only root could, and is not.
     #[serde(default)]
     pub cell: Option<Cell>,
+    /// It may make only the system calls of [`crate::cell`]'s list, which is QEMU's.
+    #[serde(default)]
+    pub filtered: bool,
+    /// What it may use, in its cell.
+    #[serde(default)]
+    pub limits: Option<Limits>,
     /// The first deadlines, counted from the supervisor's start.
     pub deadlines: Deadlines,
 }
@@ -140,6 +146,6 @@ mod tests {
         let old = r#"{"argv":["qemu","-x"],"sockets":[["agent.sock",100]],"deadlines":{"wall_ms":5,"idle_ms":null,"lease_ms":null}}"#;
         let launch: Launch = serde_json::from_str(old).unwrap();
         assert_eq!((launch.argv.len(), launch.sockets.len(), launch.fds), (2, 1, Vec::new()));
-        assert_eq!((launch.env.len(), launch.files.len(), launch.cell), (0, 0, None));
+        assert_eq!((launch.env.len(), launch.files.len(), launch.cell, launch.limits), (0, 0, None, None));
     }
 }

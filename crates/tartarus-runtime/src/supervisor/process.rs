@@ -15,7 +15,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::console::Console;
 use super::{CONTROL, Cause, Deadlines, EXIT, Given, LAUNCH, Launch, News, Order, VmExit};
-use crate::cell;
+use crate::cell::{self, Layer};
 
 /// Connections of agents at once: the living one, and one that just died.
 const MAX_CLIENTS: usize = 4;
@@ -59,6 +59,7 @@ struct Supervisor {
     clients: Vec<Client>,
     limits: Limits,
     ordered: bool,
+    group: Option<cell::Group>,
     /// Its user id in its cell, which is nobody else's as long as this lives.
     _uid: Option<cell::Uid>,
 }
@@ -91,13 +92,16 @@ impl Limits {
 }
 
 fn start(dir: &Path) -> io::Result<Supervisor> {
-    // First of all: whatever the server was started with must reach neither this process's children nor live on in them.
-    // SAFETY: a system call on numbers; descriptors of this process only get another flag.
-    unsafe {
-        libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int);
-    }
     std::env::set_current_dir(dir)?;
     let launch: Launch = serde_json::from_slice(&std::fs::read(LAUNCH)?)?;
+    let has = |layer| launch.cell.as_ref().is_none_or(|cell| !cell.without.contains(&layer));
+    if has(Layer::Descriptors) {
+        // Whatever the server was started with must reach neither this process's children nor live on in them.
+        // SAFETY: a system call on numbers; descriptors of this process only get another flag.
+        unsafe {
+            libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int);
+        }
+    }
     let listen = |name: &str| {
         let _ = std::fs::remove_file(name);
         UnixListener::bind(name)
@@ -108,17 +112,22 @@ fn start(dir: &Path) -> io::Result<Supervisor> {
     let console = Console::create(Path::new("."))?;
     let files = launch.files.iter().map(open).collect::<io::Result<Vec<_>>>()?;
     let uid = launch.cell.as_ref().map(|cell| cell::take(&cell.locks)).transpose()?;
-    if launch.cell.is_some() {
+    let mut group = match (&launch.cell, &uid, &launch.limits) {
+        (Some(cell), Some(uid), Some(limits)) if has(Layer::Limits) => Some(cell.groups.make(uid.number, limits)?),
+        _ => None,
+    };
+    if launch.cell.is_some() && has(Layer::ProcessNamespace) {
         // For the child: it is the first process of a namespace, and all that it could start ends with it.
         // SAFETY: it does not touch the table of descriptors, which is what the function is unsafe for.
         unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWPID) }?;
     }
-    let entry =
-        launch.cell.as_ref().zip(uid.as_ref()).map(|(cell, uid)| cell::Entry::new(cell, uid.number)).transpose()?;
+    let locked_up = launch.cell.as_ref().zip(uid.as_ref());
+    let entry = locked_up.map(|(cell, uid)| cell::Entry::new(cell, uid.number, group.as_mut())).transpose()?;
     let given = sockets.iter().map(|(socket, at)| (socket.as_raw_fd(), *at));
     let given = given.chain(inherited.iter().chain(&files).map(|(fd, at)| (fd.as_raw_fd(), *at))).collect();
     let (mut output, writer) = io::pipe()?;
-    let child = spawn(&launch, given, entry, output.as_raw_fd(), writer).map_err(|error| {
+    let last = cell::LastSteps::new(launch.cell.as_ref(), launch.filtered)?;
+    let child = spawn(&launch, given, (entry, last), output.as_raw_fd(), writer).map_err(|error| {
         // Which step it was.
         let mut said = String::new();
         let _ = output.read_to_string(&mut said);
@@ -140,6 +149,7 @@ fn start(dir: &Path) -> io::Result<Supervisor> {
         clients: Vec::new(),
         limits,
         ordered: false,
+        group,
         _uid: uid,
     })
 }
@@ -179,7 +189,7 @@ fn open(file: &Given) -> io::Result<(OwnedFd, RawFd)> {
 fn spawn(
     launch: &Launch,
     fds: Vec<(RawFd, RawFd)>,
-    entry: Option<cell::Entry>,
+    (entry, last): (Option<cell::Entry>, cell::LastSteps),
     reader: RawFd,
     output: io::PipeWriter,
 ) -> io::Result<Child> {
@@ -211,7 +221,8 @@ fn spawn(
             entry.as_ref().map_or(Ok(()), cell::Entry::enter)?;
             // Else this process itself would read what it writes.
             libc::close(reader);
-            cell::last_steps()
+            cell::LastSteps::end_with_supervisor()?;
+            last.confine()
         });
     }
     command.spawn().map_err(|e| io::Error::new(e.kind(), format!("{program}: {e}")))
@@ -326,7 +337,11 @@ impl Supervisor {
 
     fn finish(&mut self, cause: Cause, status: io::Result<ExitStatus>) {
         let (console, panicked) = self.console.summary();
-        let exit = VmExit { cause, status: status.map_or_else(|e| e.to_string(), in_words), panicked, console };
+        let mut status = status.map_or_else(|e| e.to_string(), in_words);
+        if self.group.take().is_some_and(|group| group.memory_kills() > 0) {
+            status.push_str(": it used up the memory that its cell may use");
+        }
+        let exit = VmExit { cause, status, panicked, console };
         let write = || -> io::Result<()> {
             let temporary = format!("{EXIT}.new");
             let mut file = File::create(&temporary)?;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use tartarus_runtime::keeper;
 use tartarus_runtime::supervisor::{self, Program};
 
+pub(crate) mod probe;
 pub(crate) mod roles;
 pub(crate) mod tiny;
 
@@ -21,6 +22,8 @@ pub(crate) const AGENT: &str = "be-an-agent";
 pub(crate) const INTRUDER: &str = "be-an-intruder";
 /// Another user who speaks to a keeper. Its folder is the argument.
 pub(crate) const STRANGER: &str = "be-a-stranger";
+/// A program in a hypervisor's place. The argument is what it does.
+pub(crate) const PROBE: &str = "be-a-probe";
 
 #[used]
 // SAFETY: the loader calls what is listed there with these arguments, once, before `main`.
@@ -39,6 +42,7 @@ extern "C" fn role(argc: c_int, argv: *const *const c_char, _: *const *const c_c
         AGENT => roles::agent,
         INTRUDER => roles::intruder,
         STRANGER => roles::stranger,
+        PROBE => probe::main,
         _ => return,
     };
     // SAFETY: as Rust's own start does: a client that has gone is an error, not the end.
