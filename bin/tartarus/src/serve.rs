@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use hecatoncheir::{Agent, HostOptions, HostStore, LocalNode, LogLimits, Parts, Stop, Wanted};
+use hecatoncheir::{Agent, HostOptions, HostStore, LocalNode, LogLimits, OVERHEAD_MIB, Parts, Stop, Wanted};
 use olympus::{Olympus, Settings};
 use tartarus_api::node::NodeInfo;
 use tartarus_types::{Limits, NodeId, Overcommit, Timestamp};
@@ -24,9 +24,6 @@ use crate::pointer::{self, Pointer};
 
 /// The guest agent, static; `build.rs` made it.
 static AGENT: &[u8] = include_bytes!(env!("TARTARUS_GUEST_AGENT_FILE"));
-
-/// Memory of a hypervisor beside its guest's, MiB: QEMU under TCG with a translation buffer of 64 MiB.
-const OVERHEAD_MIB: u64 = 96;
 
 /// How long `up` waits for its own node before it says that it is ready.
 const REGISTER: Duration = Duration::from_secs(5);

@@ -23,5 +23,6 @@ pub use choice::Wanted;
 pub use node_api::LocalNode;
 pub use output::LogLimits;
 pub use store::{HostOptions, HostStore};
+pub use tartarus_runtime::OVERHEAD_MIB;
 pub use tartarus_runtime::keeper::main as keep;
 pub use tartarus_runtime::supervisor::{Program, main as supervise};

@@ -12,6 +12,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::supervisor::{Deadlines, VmExit};
 
+/// What a hypervisor needs beside its guest's memory, in MiB: measured under TCG, which needs the most. A node reserves it
+/// for each machine, and its cell's limit has it.
+pub const OVERHEAD_MIB: u64 = 96;
+
+/// What the disks of a machine may move together, in bytes a second: the hypervisor's own limit, since no control group of
+/// version 1 holds back what is written to the host's cache. Half of what a common NVMe disk does.
+pub const DISK_BYTES_PER_SECOND: u64 = 512 << 20;
+/// And in requests a second.
+pub const DISK_REQUESTS_PER_SECOND: u64 = 20_000;
+
 /// Machine shape v1, the same for every driver and for cold boots and snapshots: base disk (read-only), layer disk,
 /// guest channel, one network card without a peer, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]

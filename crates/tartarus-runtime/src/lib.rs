@@ -15,5 +15,7 @@ pub mod qemu;
 mod sealed;
 pub mod supervisor;
 
-pub use driver::{Adopted, Channel, DiskFormat, Driver, Fingerprint, Layer, Machine, Restore, RuntimeError, Vm};
+pub use driver::{
+    Adopted, Channel, DiskFormat, Driver, Fingerprint, Layer, Machine, OVERHEAD_MIB, Restore, RuntimeError, Vm,
+};
 pub use supervisor::{Cause, Deadlines, VmExit};

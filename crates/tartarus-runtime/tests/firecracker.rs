@@ -291,6 +291,16 @@ async fn a_supervisor_that_is_killed_takes_its_hypervisor_along() {
     kill(traces.pids[2]);
     assert_eq!(tokio::time::timeout(LIMIT, vm.wait()).await.unwrap().cause, Cause::SupervisorDied);
     traces.are_gone().await;
+    // All but its control group, which nobody was there to remove.
+    let left = || {
+        fs::read_to_string("/proc/self/mounts").unwrap().lines().any(|mount| {
+            let point = mount.split(' ').nth(1).unwrap();
+            Path::new(point).join(&driver.groups.parent).exists()
+        })
+    };
+    assert!(left());
+    driver.remove_others().unwrap();
+    assert!(!left());
 }
 
 #[tokio::test]

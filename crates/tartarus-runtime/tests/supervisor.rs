@@ -50,6 +50,8 @@ fn launch(script: &str, fds: Vec<(i32, i32)>) -> Launch {
         files: Vec::new(),
         cell: None,
         hypervisor: Hypervisor::Qemu,
+        filtered: false,
+        limits: None,
         deadlines: deadlines(),
     }
 }

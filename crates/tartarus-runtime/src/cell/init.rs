@@ -7,9 +7,10 @@
 use std::io;
 
 use rustix::io::Errno;
-use rustix::thread::CapabilitySet;
+use rustix::thread::{CapabilitySet, set_no_new_privs};
 
-use super::enter::{bound, keep, last_steps, step};
+use super::LastSteps;
+use super::enter::{bound, keep, step};
 
 /// Exit codes above this one name the signal that ended the hypervisor: the first process of a namespace cannot end by
 /// a signal of its own. Firecracker's own codes go up to some 160.
@@ -32,7 +33,8 @@ fn stand_for(child: libc::pid_t) -> ! {
     // look into it nor signal it.
     let alone = rustix::thread::set_name(c"jail-init").map_err(io::Error::from);
     let alone = alone.and_then(|()| bound(CapabilitySet::empty())).and_then(|()| keep(CapabilitySet::empty()));
-    if alone.and_then(|()| last_steps()).is_err() {
+    let alone = alone.and_then(|()| step("no new privileges", set_no_new_privs(true)));
+    if alone.and_then(|()| LastSteps::end_with_supervisor()).is_err() {
         exit(1);
     }
     // What the hypervisor works with must not outlive it, nor the pipe by which the supervisor waits for the exec. And

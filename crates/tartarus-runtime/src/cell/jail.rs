@@ -4,6 +4,7 @@
 use std::ffi::CString;
 use std::fs::{self, File, Permissions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
@@ -11,8 +12,8 @@ use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
 use rustix::thread::{CapabilitySet, set_no_new_privs, set_thread_groups};
 use serde::{Deserialize, Serialize};
 
-use super::enter::{alone, bound, keep, mount_proc, new_keyring, path, step};
-use super::{init, tap};
+use super::enter::{alone, bound, join, keep, mount_proc, new_keyring, path, step};
+use super::{Group, Groups, init, tap};
 
 /// What the jailer calls its machine. Each has a folder of jails by itself, so that one name serves all.
 const ID: &str = "vm";
@@ -43,6 +44,8 @@ pub struct Jail {
     pub root: PathBuf,
     /// A folder of files that are locked, one for each user id in use.
     pub locks: PathBuf,
+    /// Where its control group is made.
+    pub groups: Groups,
     /// Files of the host that are seen in the root. Firecracker takes names, not descriptors.
     pub shared: Vec<Shared>,
     /// The longest file, in bytes, that can be made in there.
@@ -108,10 +111,12 @@ pub(crate) struct Way {
     dev: CString,
     proc: CString,
     uid: u32,
+    /// Of its control group.
+    doors: Vec<OwnedFd>,
 }
 
 impl Way {
-    pub(super) fn new(jail: &Jail, uid: u32) -> io::Result<Self> {
+    pub(super) fn new(jail: &Jail, uid: u32, group: Option<&mut Group>) -> io::Result<Self> {
         let mut shared = Vec::new();
         for file in &jail.shared {
             let failed = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", file.path.display()));
@@ -127,11 +132,18 @@ impl Way {
             shared.push((path(&source)?, path(&target)?, file.write));
         }
         let place = |name: &str| path(&jail.root.join(name));
-        Ok(Self { shared, dev: place("dev")?, proc: place("proc")?, uid })
+        Ok(Self {
+            shared,
+            dev: place("dev")?,
+            proc: place("proc")?,
+            uid,
+            doors: group.map(Group::doors).unwrap_or_default(),
+        })
     }
 
     /// Goes to where the jailer is run.
     pub(super) fn enter(&self) -> io::Result<()> {
+        join(&self.doors)?;
         init::stay_behind()?;
         alone()?;
         let tap = tap::make(self.uid);
@@ -146,7 +158,7 @@ impl Way {
         let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
         step("its devices", mount(c"tmpfs", &self.dev, c"tmpfs", flags, c"size=16k,mode=755"))?;
         // For `/proc/self/fd`, by which it opens the memory that it was handed.
-        mount_proc(&self.proc)?;
+        mount_proc(&self.proc, c"subset=pid,hidepid=2")?;
         step("groups", set_thread_groups(&[]))?;
         step("keyring", new_keyring())?;
         bound(JAILERS)?;
@@ -181,7 +193,8 @@ mod tests {
         let root = Jail::root_of(&base, Path::new("/p/firecracker-v1"));
         assert_eq!(root, Path::new("/d/jail/firecracker-v1/vm/root"));
         let (jailer, locks) = ("/p/jailer-v1".into(), "/l".into());
-        let jail = Jail { jailer, base, root, locks, shared: Vec::new(), longest_file: 77 };
+        let groups = Groups::default();
+        let jail = Jail { jailer, base, root, locks, groups, shared: Vec::new(), longest_file: 77 };
         let argv = ["/p/firecracker-v1", "--api-sock", "/run/api.sock"].map(str::to_owned);
         assert_eq!(
             jail.argv(&argv, 2_100_000_007).unwrap().join(" "),

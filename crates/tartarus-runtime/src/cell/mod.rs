@@ -7,6 +7,8 @@
 //! Firecracker brings a jailer that does part of this, and takes no descriptors: see [`Jail`].
 
 mod enter;
+mod filter;
+mod groups;
 mod init;
 mod jail;
 mod root;
@@ -21,7 +23,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use enter::last_steps;
+pub(crate) use enter::LastSteps;
+pub(crate) use groups::Group;
+pub use groups::{Groups, Limits};
 pub(crate) use init::SIGNALLED;
 pub use jail::{Jail, Shared};
 pub(crate) use uids::{Uid, take};
@@ -33,24 +37,29 @@ pub const FIRST_UID: u32 = 2_100_000_000;
 /// How many there are: hypervisors at once, of all nodes of a host.
 pub const UIDS: u32 = 65_536;
 
+/// What a try of a cell may use.
+const TRIED: Limits = Limits { cpu_percent: 100, cpu_weight: 100, memory_bytes: 256 << 20, threads: 64 };
+
 /// The way to where a hypervisor is locked up, prepared before the fork.
 #[derive(Debug)]
 pub(crate) enum Entry {
     /// A cell of ours.
-    Cell(enter::Way),
+    Cell(enter::Way, LastSteps),
     /// Our walls, and within them Firecracker's jailer.
     Jail(jail::Way),
+    /// Nowhere: only root can make walls.
+    Nowhere(LastSteps),
 }
 
 impl Entry {
     /// For the hypervisor with that user id.
-    pub(crate) fn into_cell(cell: &Cell, uid: u32) -> io::Result<Self> {
-        enter::Way::new(cell, uid).map(Self::Cell)
+    pub(crate) fn into_cell(cell: &Cell, uid: u32, group: Option<&mut Group>, last: LastSteps) -> io::Result<Self> {
+        Ok(Self::Cell(enter::Way::new(cell, uid, group)?, last))
     }
 
     /// Makes what the jail's files are laid over, and gives those that it may write to that user id.
-    pub(crate) fn into_jail(jail: &Jail, uid: u32) -> io::Result<Self> {
-        jail::Way::new(jail, uid).map(Self::Jail)
+    pub(crate) fn into_jail(jail: &Jail, uid: u32, group: Option<&mut Group>) -> io::Result<Self> {
+        jail::Way::new(jail, uid, group).map(Self::Jail)
     }
 
     /// Goes there. Only for a child between fork and exec: nothing that its parent opened or mapped is changed.
@@ -58,10 +67,16 @@ impl Entry {
     /// # Errors
     /// The step that failed is written to standard error.
     pub(crate) fn enter(&self) -> io::Result<()> {
-        match self {
-            Self::Cell(way) => way.enter().and_then(|()| last_steps()),
-            Self::Jail(way) => way.enter(),
-        }
+        let last = match self {
+            Self::Jail(way) => return way.enter(),
+            Self::Nowhere(last) => last,
+            Self::Cell(way, last) => {
+                way.enter()?;
+                last
+            }
+        };
+        LastSteps::end_with_supervisor()?;
+        last.confine()
     }
 }
 
@@ -75,6 +90,71 @@ pub struct Cell {
     /// A character device that it is given a node of, which is its own.
     #[serde(default)]
     pub device: Option<PathBuf>,
+    /// Where its control group is made.
+    pub groups: Groups,
+    /// What it lacks: nothing, but in the test that shows what each layer is for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub without: Vec<Layer>,
+}
+
+/// A part of a cell. Each takes something away from a hypervisor that nothing else takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Layer {
+    /// What the server was started with stays closed.
+    Descriptors,
+    /// A control group.
+    Limits,
+    /// A file system of its own files, and none of the host's.
+    Files,
+    /// That file system cannot be written.
+    ReadOnly,
+    /// Of `/proc`, processes only.
+    Processes,
+    /// A process namespace.
+    ProcessNamespace,
+    /// A network namespace, without a link that is up.
+    Network,
+    /// System V and POSIX queues of its own.
+    Ipc,
+    /// A host name of its own.
+    HostName,
+    /// The group it is in is all it sees of them.
+    ControlGroups,
+    /// A user id of its own.
+    User,
+    /// No other groups.
+    Groups,
+    /// No capability, and no way to one.
+    Capabilities,
+    /// An empty session keyring.
+    Keyring,
+    /// No program gives it privileges. System calls cannot be filtered without it.
+    NoNewPrivileges,
+    /// The filter of system calls.
+    SystemCalls,
+}
+
+impl Layer {
+    /// All of them.
+    pub const ALL: [Self; 16] = [
+        Self::Descriptors,
+        Self::Limits,
+        Self::Files,
+        Self::ReadOnly,
+        Self::Processes,
+        Self::ProcessNamespace,
+        Self::Network,
+        Self::Ipc,
+        Self::HostName,
+        Self::ControlGroups,
+        Self::User,
+        Self::Groups,
+        Self::Capabilities,
+        Self::Keyring,
+        Self::NoNewPrivileges,
+        Self::SystemCalls,
+    ];
 }
 
 impl Cell {
@@ -87,17 +167,20 @@ impl Cell {
         if !rustix::process::geteuid().is_root() {
             return Ok(None);
         }
+        let groups = Groups::find().map_err(io::Error::other)?;
         let _one = one_at_a_time();
         let root = root::gather(dir, program)?;
-        Ok(Some(Self { root, locks: LOCKS.into(), device }))
+        Ok(Some(Self { root, locks: LOCKS.into(), device, groups, without: Vec::new() }))
     }
 
-    /// Removes the files of other builds: before any machine is started that could have been told of them.
+    /// Removes the files of other builds, and control groups that nobody has locked: before any machine is started that
+    /// could have been told of them.
     ///
     /// # Errors
     /// When they cannot be removed.
     pub fn remove_others(&self) -> io::Result<()> {
         let _one = one_at_a_time();
+        remove_unowned(&self.groups, &self.locks)?;
         self.root.parent().map_or(Ok(()), |dir| root::remove_others(dir, &self.root))
     }
 
@@ -108,12 +191,15 @@ impl Cell {
     pub fn check(&self, program: &Path) -> Result<(), String> {
         let locks = |e: io::Error| format!("{}: {e}", self.locks.display());
         let uid = take(&self.locks).map_err(locks)?;
-        let way = enter::Way::new(self, uid.number).map_err(|e| e.to_string())?;
+        let mut group = self.groups.make(uid.number, &TRIED).map_err(|e| format!("its control group: {e}"))?;
+        let way = enter::Way::new(self, uid.number, Some(&mut group)).map_err(|e| e.to_string())?;
         let (mut said, stderr) = io::pipe().map_err(|e| e.to_string())?;
         let mut command = Command::new(program);
         command.arg("--version").env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
         // SAFETY: the closure only makes system calls; it allocates nothing and takes no lock.
-        unsafe { command.pre_exec(move || way.enter()) };
+        let last = LastSteps::new(Some(self), true).map_err(|e| e.to_string())?;
+        // SAFETY: as above.
+        unsafe { command.pre_exec(move || way.enter().and_then(|()| last.confine())) };
         let ended = command.status();
         drop(command);
         match ended {
@@ -126,6 +212,11 @@ impl Cell {
             }
         }
     }
+}
+
+/// Removes control groups of user ids that nobody has locked: their supervisors were killed.
+pub(crate) fn remove_unowned(groups: &Groups, locks: &Path) -> io::Result<()> {
+    groups.remove_unowned(|uid| uids::locked(locks, uid))
 }
 
 /// Files are gathered, and removed, in one place before they count.

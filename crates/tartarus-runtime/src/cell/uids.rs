@@ -33,6 +33,14 @@ pub(crate) fn take(locks: &Path) -> io::Result<Uid> {
     Err(io::Error::other(format!("all {UIDS} user ids for hypervisors, from {FIRST_UID} on, are in use")))
 }
 
+/// Whether somebody has it. Who cannot be asked is taken to be there.
+pub(super) fn locked(locks: &Path, number: u32) -> bool {
+    match File::open(locks.join(number.to_string())) {
+        Ok(lock) => lock.try_lock().is_err(),
+        Err(e) => e.kind() != io::ErrorKind::NotFound,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -36,9 +36,10 @@ pub(super) enum CacheType {
 #[derive(Debug, Serialize)]
 pub(super) struct RateLimiter {
     pub(super) bandwidth: TokenBucket,
+    pub(super) ops: TokenBucket,
 }
 
-/// `size` bytes every `refill_time` milliseconds, and `one_time_burst` bytes once.
+/// `size` bytes or requests every `refill_time` milliseconds, and `one_time_burst` once.
 #[derive(Debug, Serialize)]
 pub(super) struct TokenBucket {
     pub(super) size: u64,

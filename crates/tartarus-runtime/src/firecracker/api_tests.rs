@@ -76,7 +76,8 @@ fn what_is_sent_is_this_and_nothing_else() {
         fields(&body.unwrap_or_default(), "", table.entry((method, path)).or_default());
     }
     let bandwidth = "rate_limiter rate_limiter.bandwidth rate_limiter.bandwidth.one_time_burst \
-                     rate_limiter.bandwidth.refill_time rate_limiter.bandwidth.size";
+                     rate_limiter.bandwidth.refill_time rate_limiter.bandwidth.size rate_limiter.ops \
+                     rate_limiter.ops.one_time_burst rate_limiter.ops.refill_time rate_limiter.ops.size";
     let drive = format!("cache_type drive_id is_read_only is_root_device path_on_host {bandwidth}");
     let expected = [
         ("GET", "/", ""),

@@ -25,8 +25,8 @@ pub(crate) use monitor::FirecrackerMonitor;
 use monitor::UNOPENED;
 pub use program::find;
 
-use crate::cell::{Jail, LOCKS, Shared};
-use crate::driver::{Adopted, DiskFormat, Driver, Fingerprint, Machine, Restore, RuntimeError, Vm};
+use crate::cell::{self, Groups, Jail, LOCKS, Limits, Shared};
+use crate::driver::{Adopted, DiskFormat, Driver, Fingerprint, Machine, OVERHEAD_MIB, Restore, RuntimeError, Vm};
 use crate::host;
 use crate::supervisor::{Deadlines, Hypervisor, Launch, Program, SupervisedVm};
 
@@ -54,6 +54,8 @@ pub struct Firecracker {
     pub supervisor: Program,
     /// A folder of files that are locked, one for each user id in use.
     pub locks: PathBuf,
+    /// Where control groups are made.
+    pub groups: Groups,
 }
 
 impl Firecracker {
@@ -66,7 +68,8 @@ impl Firecracker {
         // The jailer goes by what the program is really called.
         let program = program.canonicalize().map_err(|e| RuntimeError::io(format!("{}", program.display()), e))?;
         let build = program::version(&program, &jailer).await?;
-        Ok(Self { program, jailer, build, supervisor, locks: LOCKS.into() })
+        let groups = Groups::find().map_err(|e| RuntimeError::Start(e.to_string()))?;
+        Ok(Self { program, jailer, build, supervisor, locks: LOCKS.into(), groups })
     }
 }
 
@@ -83,6 +86,16 @@ impl Firecracker {
         let lines = jail::end_of(&root, jail::METRICS).map_err(failed)?;
         let last = lines.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
         serde_json::from_slice(last).map_err(|e| failed(e.into()))
+    }
+}
+
+impl Firecracker {
+    /// Removes control groups that machines left whose supervisors were killed: before any machine is started.
+    ///
+    /// # Errors
+    /// When they cannot be removed.
+    pub fn remove_others(&self) -> io::Result<()> {
+        cell::remove_unowned(&self.groups, &self.locks)
     }
 }
 
@@ -138,7 +151,7 @@ impl Firecracker {
         // From before there is anybody to make a socket.
         let watch = jail::Watch::new(&jail.root).map_err(failed)?;
         let root = jail.root.clone();
-        let launch = self.launch(jail, &start, deadlines)?;
+        let launch = self.launch(machine, jail, &start, deadlines)?;
         let vm = SupervisedVm::launch(&self.supervisor, &machine.dir, &launch).await?;
         // What it was handed is held until it has it.
         let started = timeout(PATIENCE, self.begin(&root, &watch, &vm, &start)).await;
@@ -184,10 +197,17 @@ impl Firecracker {
         }
         let memory = u64::from(machine.memory_mib) << 20;
         let longest_file = memory.max(std::fs::metadata(&machine.layer.path)?.len()) + SLACK;
-        Ok(Jail { jailer: self.jailer.clone(), base, root, locks: self.locks.clone(), shared: files, longest_file })
+        let (jailer, locks, groups) = (self.jailer.clone(), self.locks.clone(), self.groups.clone());
+        Ok(Jail { jailer, base, root, locks, groups, shared: files, longest_file })
     }
 
-    fn launch(&self, jail: Jail, start: &Start, deadlines: Deadlines) -> Result<Launch, RuntimeError> {
+    fn launch(
+        &self,
+        machine: &Machine,
+        jail: Jail,
+        start: &Start,
+        deadlines: Deadlines,
+    ) -> Result<Launch, RuntimeError> {
         let program = self.program.to_str();
         let program = program.ok_or_else(|| RuntimeError::Start(format!("{} is not UTF-8", self.program.display())))?;
         // What it says of itself goes to the console, among what the guest says.
@@ -201,7 +221,9 @@ impl Firecracker {
         };
         let argv = argv.into_iter().map(str::to_owned).collect();
         let (env, sockets, files, cell) = (Vec::new(), Vec::new(), Vec::new(), None);
-        Ok(Launch { argv, env, sockets, fds, files, cell, hypervisor: Hypervisor::Firecracker(jail), deadlines })
+        // It has a filter of its own for each thread.
+        let (hypervisor, filtered, limits) = (Hypervisor::Firecracker(jail), false, Some(limits(machine)));
+        Ok(Launch { argv, env, sockets, fds, files, cell, hypervisor, filtered, limits, deadlines })
     }
 
     /// Waits until the machine boots, or is restored and waits.
@@ -243,6 +265,21 @@ async fn reached(root: &Path, name: &str, watch: &jail::Watch, vm: &SupervisedVm
             // Between the making of a socket and somebody's listening to it there is no event.
             () = tokio::time::sleep(SOON), if made => {}
         }
+    }
+}
+
+/// Threads beside those of its processors: its own two, one of the kernel's, the jailer's, and the one that stands for it.
+const THREADS: u32 = 16;
+/// Its work for the guest's devices and console, beside the processors', in hundredths of a processor.
+const OWN_PERCENT: u32 = 50;
+
+/// What a machine may use of the host.
+fn limits(machine: &Machine) -> Limits {
+    Limits {
+        cpu_percent: machine.cpus.saturating_mul(100).saturating_add(OWN_PERCENT),
+        cpu_weight: machine.cpus.saturating_mul(100),
+        memory_bytes: (u64::from(machine.memory_mib) + OVERHEAD_MIB) << 20,
+        threads: machine.cpus.saturating_add(THREADS),
     }
 }
 

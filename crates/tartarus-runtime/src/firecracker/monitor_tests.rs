@@ -25,6 +25,7 @@ fn pretended() -> (tempfile::TempDir, FirecrackerMonitor, mpsc::Receiver<String>
         base: dir.path().into(),
         root,
         locks: "locks".into(),
+        groups: Default::default(),
         shared: Vec::new(),
         longest_file: 0,
     };
@@ -35,20 +36,26 @@ fn pretended() -> (tempfile::TempDir, FirecrackerMonitor, mpsc::Receiver<String>
 const RESUMED: &str = "PATCH /vm HTTP/1.1 {\"state\":\"Resumed\"}";
 const PAUSED: &str = "PATCH /vm HTTP/1.1 {\"state\":\"Paused\"}";
 
+/// The next connection, after it asked for what it must.
+async fn asked(agent: &UnixListener) -> UnixStream {
+    let (mut stream, _) = agent.accept().await.unwrap();
+    let mut asked = [0; 13];
+    stream.read_exact(&mut asked).await.unwrap();
+    assert_eq!(&asked, b"CONNECT 1024\n");
+    stream
+}
+
 #[tokio::test]
 async fn a_guest_that_does_not_listen_yet_is_asked_again_and_what_it_says_is_all_there() {
     let (_dir, monitor, mut told) = pretended();
     let agent = UnixListener::bind(monitor.root.join("run/agent.sock")).unwrap();
     let guest = tokio::spawn(async move {
         for _ in 0..3 {
-            let (mut stream, _) = agent.accept().await.unwrap();
-            let mut asked = [0; 64];
-            let length = stream.read(&mut asked).await.unwrap();
-            assert_eq!(&asked[..length], b"CONNECT 1024\n");
+            asked(&agent).await;
         }
-        let (mut stream, _) = agent.accept().await.unwrap();
+        let mut stream = asked(&agent).await;
         stream.write_all(b"OK 1073741824\nhello").await.unwrap();
-        agent
+        (agent, stream)
     });
     let mut channel = monitor.channel().await.unwrap();
     let mut hello = [0; 5];
@@ -56,11 +63,11 @@ async fn a_guest_that_does_not_listen_yet_is_asked_again_and_what_it_says_is_all
     assert_eq!(&hello, b"hello");
     assert!(told.try_recv().is_err(), "one that was booted is not resumed");
 
-    let agent = guest.await.unwrap();
+    let (agent, _first) = guest.await.unwrap();
     let liar = tokio::spawn(async move {
-        let (mut stream, _) = agent.accept().await.unwrap();
+        let mut stream = asked(&agent).await;
         stream.write_all(&[b'O'; 100]).await.unwrap();
-        agent
+        (agent, stream)
     });
     let why = monitor.channel().await.err().unwrap().to_string();
     assert!(why.contains("no OK"), "{why}");

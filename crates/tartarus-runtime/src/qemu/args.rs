@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{
     AGENT_FD, Accel, BASE_FD, INITRAMFS_FD, KERNEL_FD, LAYER_FD, LAYER_READ_FD, MEMORY_FD, OVER_FD, QMP_FD, STATE_FD,
 };
-use crate::driver::{DiskFormat, Machine, RuntimeError};
+use crate::driver::{DISK_BYTES_PER_SECOND, DISK_REQUESTS_PER_SECOND, DiskFormat, Machine, RuntimeError};
 
 /// The card's address: locally administered, the same in every machine, since each has a network of its own.
 pub(crate) const MAC: &str = "02:54:54:00:00:01";
@@ -110,7 +110,7 @@ pub(super) fn argv(program: &Path, accel: Accel, machine: &Machine, start: Start
         format!("fd={LAYER_READ_FD},set=2"),
         // From here on: machine shape v1, in its fixed order.
         "-drive".into(),
-        "if=none,id=base,format=raw,readonly=on,file=/dev/fdset/1".into(),
+        format!("if=none,id=base,format=raw,readonly=on,file=/dev/fdset/1,{}", throttle()),
         "-device".into(),
         "virtio-blk-device,drive=base".into(),
         // The layer is thrown away with the machine: nothing of it needs to reach the disk. An error of the host's disk
@@ -118,7 +118,8 @@ pub(super) fn argv(program: &Path, accel: Accel, machine: &Machine, start: Start
         "-drive".into(),
         format!(
             "if=none,id=layer,format={format},cache=unsafe,discard=unmap,werror=report,rerror=report,\
-             file=/dev/fdset/2{over}"
+             file=/dev/fdset/2{over},{}",
+            throttle()
         ),
         "-device".into(),
         "virtio-blk-device,drive=layer".into(),
@@ -160,6 +161,15 @@ pub(super) fn argv(program: &Path, accel: Accel, machine: &Machine, start: Start
     Ok(args)
 }
 
+/// Both disks draw on one group. Ten seconds' worth may come in one, so that a start never waits for it.
+fn throttle() -> String {
+    let limits = [("bps", DISK_BYTES_PER_SECOND), ("iops", DISK_REQUESTS_PER_SECOND)];
+    let limits = limits.map(|(unit, rate)| {
+        format!("throttling.{unit}-total={rate},throttling.{unit}-total-max={}", rate.saturating_mul(10))
+    });
+    format!("throttling.group=disks,{}", limits.join(","))
+}
+
 fn text(path: &Path) -> Result<String, RuntimeError> {
     let text = path.to_str().ok_or_else(|| RuntimeError::Start(format!("{} is not UTF-8", path.display())))?;
     Ok(text.to_owned())
@@ -191,8 +201,10 @@ mod tests {
     /// Machine shape v1 is final: snapshots taken with it must fit. Compare with care before changing this text.
     #[test]
     fn the_shape_is_what_it_was() {
+        let throttle = "throttling.group=disks,throttling.bps-total=536870912,throttling.bps-total-max=5368709120,\
+                        throttling.iops-total=20000,throttling.iops-total-max=200000";
         assert_eq!(
-            line(TCG, &machine(), Start::Boot),
+            line(TCG, &machine(), Start::Boot).replace(throttle, "THROTTLE"),
             "qemu -M microvm,acpi=on,isa-serial=on,memory-backend=ram,suppress-vmdesc=on -accel tcg,tb-size=64 \
              -cpu max,erms=off,fsrm=off -smp 2 -m 512M \
              -object memory-backend-ram,id=ram,size=512M,share=off -nodefaults -no-user-config -display none \
@@ -201,8 +213,8 @@ mod tests {
              -chardev stdio,id=console,signal=off -serial chardev:console \
              -chardev socket,id=qmp,fd=101,server=on,wait=off -mon chardev=qmp,mode=control \
              -add-fd fd=104,set=1 -add-fd fd=105,set=2 -add-fd fd=106,set=2 \
-             -drive if=none,id=base,format=raw,readonly=on,file=/dev/fdset/1 -device virtio-blk-device,drive=base \
-             -drive if=none,id=layer,format=raw,cache=unsafe,discard=unmap,werror=report,rerror=report,file=/dev/fdset/2 \
+             -drive if=none,id=base,format=raw,readonly=on,file=/dev/fdset/1,THROTTLE -device virtio-blk-device,drive=base \
+             -drive if=none,id=layer,format=raw,cache=unsafe,discard=unmap,werror=report,rerror=report,file=/dev/fdset/2,THROTTLE \
              -device virtio-blk-device,drive=layer -device virtio-serial-device \
              -chardev socket,id=agent,fd=100,server=on,wait=off \
              -device virtserialport,chardev=agent,name=tartarus.agent.1 \

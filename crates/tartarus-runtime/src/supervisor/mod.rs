@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cell::{Cell, Jail};
+use crate::cell::{Cell, Jail, Limits};
 
 pub use client::SupervisedVm;
 pub(crate) use client::{connect_in, for_writing_only};
@@ -56,6 +56,12 @@ pub struct Launch {
     /// Which hypervisor it is: whoever takes the machine over must know how it is spoken to.
     #[serde(default)]
     pub hypervisor: Hypervisor,
+    /// It may make only the system calls of [`crate::cell`]'s list, which is QEMU's.
+    #[serde(default)]
+    pub filtered: bool,
+    /// What it may use, in its cell.
+    #[serde(default)]
+    pub limits: Option<Limits>,
     /// The first deadlines, counted from the supervisor's start.
     pub deadlines: Deadlines,
 }
@@ -157,7 +163,7 @@ mod tests {
         let old = r#"{"argv":["qemu","-x"],"sockets":[["agent.sock",100]],"deadlines":{"wall_ms":5,"idle_ms":null,"lease_ms":null}}"#;
         let launch: Launch = serde_json::from_str(old).unwrap();
         assert_eq!((launch.argv.len(), launch.sockets.len(), launch.fds), (2, 1, Vec::new()));
-        assert_eq!((launch.env.len(), launch.files.len(), launch.cell), (0, 0, None));
+        assert_eq!((launch.env.len(), launch.files.len(), launch.cell, launch.limits), (0, 0, None, None));
         assert_eq!(launch.hypervisor, Hypervisor::Qemu);
     }
 }

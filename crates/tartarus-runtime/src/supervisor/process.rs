@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::console::Console;
-use super::spawn::{hypervisor, open, spawn, take, uid};
+use super::spawn::{entry, group, hypervisor, open, spawn, take, uid};
 use super::{CONTROL, Cause, Deadlines, EXIT, Hypervisor, LAUNCH, Launch, News, Order, VmExit};
-use crate::cell;
+use crate::cell::{self, Layer};
 
 /// Connections of agents at once: the living one, and one that just died.
 const MAX_CLIENTS: usize = 4;
@@ -58,6 +58,7 @@ struct Supervisor {
     clients: Vec<Client>,
     limits: Limits,
     ordered: bool,
+    group: Option<cell::Group>,
     /// Its user id in its cell, which is nobody else's as long as this lives.
     _uid: Option<cell::Uid>,
 }
@@ -90,13 +91,16 @@ impl Limits {
 }
 
 fn start(dir: &Path) -> io::Result<Supervisor> {
-    // First of all: whatever the server was started with must reach neither this process's children nor live on in them.
-    // SAFETY: a system call on numbers; descriptors of this process only get another flag.
-    unsafe {
-        libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int);
-    }
     std::env::set_current_dir(dir)?;
     let launch: Launch = serde_json::from_slice(&std::fs::read(LAUNCH)?)?;
+    let has = |layer| launch.cell.as_ref().is_none_or(|cell| !cell.without.contains(&layer));
+    if has(Layer::Descriptors) {
+        // Whatever the server was started with must reach neither this process's children nor live on in them.
+        // SAFETY: a system call on numbers; descriptors of this process only get another flag.
+        unsafe {
+            libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int);
+        }
+    }
     let listen = |name: &str| {
         let _ = std::fs::remove_file(name);
         UnixListener::bind(name)
@@ -107,15 +111,17 @@ fn start(dir: &Path) -> io::Result<Supervisor> {
     let console = Console::create(Path::new("."))?;
     let files = launch.files.iter().map(open).collect::<io::Result<Vec<_>>>()?;
     let uid = uid(&launch)?;
-    if uid.is_some() {
+    let mut group = group(&launch, uid.as_ref()).transpose()?;
+    if uid.is_some() && has(Layer::ProcessNamespace) {
         // For the child: it is the first process of a namespace, and all that it could start ends with it.
         // SAFETY: it does not touch the table of descriptors, which is what the function is unsafe for.
         unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWPID) }?;
     }
+    let entry = entry(&launch, uid.as_ref(), group.as_mut())?;
     let given = sockets.iter().map(|(socket, at)| (socket.as_raw_fd(), *at));
     let given = given.chain(inherited.iter().chain(&files).map(|(fd, at)| (fd.as_raw_fd(), *at))).collect();
     let (mut output, writer) = io::pipe()?;
-    let child = spawn(&launch, given, uid.as_ref(), output.as_raw_fd(), writer).map_err(|error| {
+    let child = spawn(&launch, given, (entry, uid.as_ref()), output.as_raw_fd(), writer).map_err(|error| {
         // Which step it was.
         let mut said = String::new();
         let _ = output.read_to_string(&mut said);
@@ -140,6 +146,7 @@ fn start(dir: &Path) -> io::Result<Supervisor> {
         clients: Vec::new(),
         limits,
         ordered: false,
+        group,
         _uid: uid,
     })
 }
@@ -253,7 +260,10 @@ impl Supervisor {
 
     fn finish(&mut self, cause: Cause, status: io::Result<ExitStatus>) {
         let (console, panicked) = self.console.summary();
-        let status = status.map_or_else(|e| e.to_string(), |status| in_words(status, self.stands_for));
+        let mut status = status.map_or_else(|e| e.to_string(), |status| in_words(status, self.stands_for));
+        if self.group.take().is_some_and(|group| group.memory_kills() > 0) {
+            status.push_str(": it used up the memory that its cell may use");
+        }
         let exit = VmExit { cause, status, panicked, console };
         let write = || -> io::Result<()> {
             let temporary = format!("{EXIT}.new");

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use rustix::fs::{Mode, OFlags};
 
 use super::{Given, Hypervisor, Launch};
-use crate::cell::{self, Entry};
+use crate::cell::{self, Entry, Group, LastSteps, Layer};
 
 /// Inherited descriptors are kept from here on, above all that the hypervisor finds its own under.
 const ASIDE: RawFd = 200;
@@ -27,13 +27,23 @@ pub(super) fn uid(launch: &Launch) -> io::Result<Option<cell::Uid>> {
     locks.map(|locks| cell::take(locks)).transpose()
 }
 
-/// The way into where it is locked up; `None` where it is not.
-pub(super) fn entry(launch: &Launch, uid: Option<&cell::Uid>) -> io::Result<Option<Entry>> {
-    let Some(uid) = uid else { return Ok(None) };
-    match (&launch.hypervisor, &launch.cell) {
-        (Hypervisor::Firecracker(jail), _) => Entry::into_jail(jail, uid.number).map(Some),
-        (Hypervisor::Qemu, Some(cell)) => Entry::into_cell(cell, uid.number).map(Some),
-        (Hypervisor::Qemu, None) => Ok(None),
+/// The control group of that user id, where it gets one.
+pub(super) fn group(launch: &Launch, uid: Option<&cell::Uid>) -> Option<io::Result<Group>> {
+    let groups = match (&launch.hypervisor, &launch.cell) {
+        (Hypervisor::Firecracker(jail), _) => &jail.groups,
+        (Hypervisor::Qemu, Some(cell)) if !cell.without.contains(&Layer::Limits) => &cell.groups,
+        (Hypervisor::Qemu, _) => return None,
+    };
+    Some(groups.make(uid?.number, launch.limits.as_ref()?))
+}
+
+/// The way to where it is locked up.
+pub(super) fn entry(launch: &Launch, uid: Option<&cell::Uid>, group: Option<&mut Group>) -> io::Result<Entry> {
+    let last = LastSteps::new(launch.cell.as_ref(), launch.filtered)?;
+    match (&launch.hypervisor, &launch.cell, uid) {
+        (Hypervisor::Firecracker(jail), _, Some(uid)) => Entry::into_jail(jail, uid.number, group),
+        (Hypervisor::Qemu, Some(cell), Some(uid)) => Entry::into_cell(cell, uid.number, group, last),
+        _ => Ok(Entry::Nowhere(last)),
     }
 }
 
@@ -73,11 +83,10 @@ pub(super) fn open(file: &Given) -> io::Result<(OwnedFd, RawFd)> {
 pub(super) fn spawn(
     launch: &Launch,
     fds: Vec<(RawFd, RawFd)>,
-    uid: Option<&cell::Uid>,
+    (entry, uid): (Entry, Option<&cell::Uid>),
     reader: RawFd,
     output: io::PipeWriter,
 ) -> io::Result<Child> {
-    let entry = entry(launch, uid)?;
     let argv = match (&launch.hypervisor, uid) {
         (Hypervisor::Firecracker(jail), Some(uid)) => &jail.argv(&launch.argv, uid.number)?,
         _ => &launch.argv,
@@ -109,7 +118,7 @@ pub(super) fn spawn(
                     return Err(io::Error::last_os_error());
                 }
             }
-            entry.as_ref().map_or_else(cell::last_steps, Entry::enter)
+            entry.enter()
         });
     }
     command.spawn().map_err(|e| io::Error::new(e.kind(), format!("{program}: {e}")))

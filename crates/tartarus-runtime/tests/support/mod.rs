@@ -13,6 +13,7 @@ use tartarus_runtime::qemu::{self, Accel, Qemu};
 use tartarus_runtime::supervisor::{self, Program};
 
 pub(crate) mod conformance;
+pub(crate) mod probe;
 pub(crate) mod roles;
 pub(crate) mod tiny;
 
@@ -27,6 +28,8 @@ pub(crate) const BOOTER: &str = "be-a-booter";
 pub(crate) const INTRUDER: &str = "be-an-intruder";
 /// Another user who speaks to a keeper. Its folder is the argument.
 pub(crate) const STRANGER: &str = "be-a-stranger";
+/// A program in a hypervisor's place. The argument is what it does.
+pub(crate) const PROBE: &str = "be-a-probe";
 
 #[used]
 // SAFETY: the loader calls what is listed there with these arguments, once, before `main`.
@@ -46,6 +49,7 @@ extern "C" fn role(argc: c_int, argv: *const *const c_char, _: *const *const c_c
         BOOTER => roles::booter,
         INTRUDER => roles::intruder,
         STRANGER => roles::stranger,
+        PROBE => probe::main,
         _ => return,
     };
     // SAFETY: as Rust's own start does: a client that has gone is an error, not the end.
@@ -96,6 +100,9 @@ pub(crate) async fn firecracker(locks: &Path) -> Option<Firecracker> {
         eprintln!("skipped: /dev/kvm: {error}");
         return None;
     }
-    let driver = Firecracker::open(&program, supervisor()).await.unwrap();
-    Some(Firecracker { locks: locks.to_owned(), ..driver })
+    let mut driver = Firecracker::open(&program, supervisor()).await.unwrap();
+    // Groups have the names of user ids, and those are locked here.
+    driver.groups.parent = format!("tartarus-test{}", locks.display()).replace('/', "-");
+    driver.locks = locks.to_owned();
+    Some(driver)
 }
