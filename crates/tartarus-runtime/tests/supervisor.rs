@@ -209,6 +209,10 @@ async fn a_machine_is_paused_saved_and_restored_twice() {
         let text = wait_for_letters(dir.path(), 3).await;
         assert_eq!(text.chars().next(), Some(expected), "after {frozen:?} came {text:?}");
         assert_in_order(&text);
+        // The memory as it was handed over and as it is mapped, the state no more; somebody is at its port.
+        let restored = [("base", 2), ("layer", 3), ("memfd:base", 2), ("socket", 3), ("null", 1), ("pipe", 2)];
+        let own = [("eventfd", 5), ("eventpoll", 3), ("signalfd", 1)];
+        assert_eq!(support::descriptors(clone.pid()), support::these(&[&restored, &own]));
         clone.pause().await.unwrap();
         save(&**clone, dir.path()).await.unwrap();
         let packed = File::open(dir.path().join("memory")).unwrap();
