@@ -32,3 +32,6 @@ pub const MAX_PROCESSES: usize = 1024;
 
 /// Name of the virtio-serial port.
 pub const PORT_NAME: &str = "tartarus.agent.1";
+
+/// The vsock port on which the agent listens under a hypervisor without virtio-serial.
+pub const VSOCK_PORT: u32 = 1024;
