@@ -2,13 +2,16 @@
 //!
 //! Nothing is installed on the host and nothing of the tar is written under a name of its own. A kernel's folder is
 //! named by the digest of what is in it:
-//! `vmlinuz`, `modules/NAME.ko`, `manifest.json`, and `initramfs-AGENT.cpio` once one was asked for.
+//! `vmlinuz`, `modules/NAME.ko`, `manifest.json`, and, once they were asked for, `initramfs-AGENT.cpio` and `vmlinux`, the
+//! kernel unpacked.
 
 mod collect;
 mod cpio;
+mod elf;
 mod image;
 mod initramfs;
 mod layout;
+mod lz4;
 mod modinfo;
 mod resolve;
 
@@ -28,7 +31,7 @@ use crate::error::shown;
 use crate::unpack::Input;
 use crate::{ErebusError, disk_usage};
 use collect::Collected;
-use resolve::Module;
+use resolve::{Module, Modules};
 
 /// Longest manifest that is read back, bytes.
 const MAX_MANIFEST: u64 = 1 << 20;
@@ -68,6 +71,9 @@ struct Manifest {
     release: String,
     /// Files in `modules/`, in the order in which they must be loaded.
     modules: Vec<String>,
+    /// More of them, loaded after those where the machine has a vsock. Kernels of earlier versions have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    vsock: Vec<String>,
 }
 
 impl KernelStore {
@@ -152,8 +158,23 @@ impl KernelStore {
         let no_kernel = || ErebusError::NoKernel(digest.chars().take(80).collect());
         let dir = self.dir(digest).ok_or_else(no_kernel)?;
         let manifest = read_manifest(&dir).ok_or_else(no_kernel)?;
-        initramfs::find_or_make(&dir, &self.staging, &manifest.modules, agent)
+        initramfs::find_or_make(&dir, &self.staging, &manifest, agent)
             .map_err(ErebusError::io(format!("make an initramfs for {digest}")))
+    }
+
+    /// This kernel as an uncompressed ELF file, for a hypervisor that does not unpack it: `vmlinuz` itself when it is one,
+    /// otherwise made once and then found again. Dropping the future ends it and leaves nothing.
+    ///
+    /// # Errors
+    /// `NoKernel`; `BadFile` when it is no ELF image and none is in it, or one packed in a way that is not read here, with
+    /// the reason; `DiskFull`; `MissingTool`; when a file cannot be read or written.
+    pub async fn elf(&self, digest: &str) -> Result<PathBuf, ErebusError> {
+        let dir = self.dir(digest).filter(|dir| dir.is_dir());
+        let dir = dir.ok_or_else(|| ErebusError::NoKernel(digest.chars().take(80).collect()))?;
+        elf::find_or_make(dir, self.staging.clone()).await.map_err(|error| match error {
+            ErebusError::BadFile(why) => ErebusError::bad(format!("the kernel {digest} is no ELF image: {why}")),
+            other => other,
+        })
     }
 
     fn dir(&self, digest: &str) -> Option<PathBuf> {
@@ -165,10 +186,10 @@ impl KernelStore {
         staging: Staging,
         kernel: &[u8],
         release: String,
-        modules: &[Module],
+        modules: &Modules,
     ) -> Result<KernelMade, ErebusError> {
         let digest = digest(kernel, &release, modules);
-        let size = modules.iter().fold(kernel.len() as u64, |sum, module| sum + module.content.len() as u64);
+        let size = modules.all().fold(kernel.len() as u64, |sum, module| sum + module.content.len() as u64);
         let dir = self.root.join(digest.hex());
         let done = || {
             if dir.try_exists()? {
@@ -189,22 +210,24 @@ impl KernelStore {
 }
 
 /// Writes a kernel's folder; all of it is on disk when this returns.
-fn write(dir: &Path, kernel: &[u8], release: &str, modules: &[Module]) -> std::io::Result<()> {
+fn write(dir: &Path, kernel: &[u8], release: &str, modules: &Modules) -> std::io::Result<()> {
     disk::write(&dir.join("vmlinuz"), kernel)?;
     let folder = dir.join("modules");
     fs::create_dir(&folder)?;
-    for module in modules {
+    for module in modules.all() {
         disk::write(&folder.join(module.file_name()), &module.content)?;
     }
     disk::sync_dir(&folder)?;
-    let modules = modules.iter().map(Module::file_name).collect();
-    let manifest = serde_json::to_vec_pretty(&Manifest { release: release.to_owned(), modules })?;
+    let names = |modules: &[Module]| modules.iter().map(Module::file_name).collect();
+    let (always, vsock) = (names(&modules.always), names(&modules.vsock));
+    let manifest = Manifest { release: release.to_owned(), modules: always, vsock };
+    let manifest = serde_json::to_vec_pretty(&manifest)?;
     disk::write(&dir.join("manifest.json"), &manifest)?;
     disk::sync_dir(dir)
 }
 
 /// Over everything that a boot depends on, each part with its length before it.
-fn digest(kernel: &[u8], release: &str, modules: &[Module]) -> Digest {
+fn digest(kernel: &[u8], release: &str, modules: &Modules) -> Digest {
     let mut hasher = Sha256::new_with_prefix("tartarus kernel 1\n");
     let mut part = |bytes: &[u8]| {
         hasher.update((bytes.len() as u64).to_le_bytes());
@@ -212,7 +235,7 @@ fn digest(kernel: &[u8], release: &str, modules: &[Module]) -> Digest {
     };
     part(release.as_bytes());
     part(kernel);
-    for module in modules {
+    for module in modules.all() {
         part(module.name.as_bytes());
         part(&module.content);
     }

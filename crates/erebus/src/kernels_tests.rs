@@ -121,6 +121,64 @@ async fn other_shapes_give_the_same_kernel() {
     }
 }
 
+/// A package with a vsock transport; what it depends on beside is loaded after what every machine needs.
+fn package_with_vsock() -> Files {
+    let base = format!("lib/modules/{RELEASE}/kernel/net/vmw_vsock");
+    let mut files = package();
+    for (name, depends) in [
+        ("vsock", ""),
+        ("vmw_vsock_virtio_transport_common", "vsock"),
+        ("vmw_vsock_virtio_transport", "virtio,vmw_vsock_virtio_transport_common,vsock"),
+        ("vsock_loopback", "vmw_vsock_virtio_transport_common"),
+    ] {
+        files.insert(format!("{base}/{name}.ko"), module(depends));
+    }
+    files
+}
+
+#[tokio::test]
+async fn a_vsock_comes_along_where_there_is_one() {
+    let (_root, store) = store();
+    let plain = store.import(&tar_of(&package())[..]).await.unwrap();
+    let made = store.import(&tar_of(&package_with_vsock())[..]).await.unwrap();
+    assert_ne!(made.digest, plain.digest);
+    let [with, without] = [&made, &plain].map(|made| read_manifest(&store.get(&made.digest).unwrap().dir).unwrap());
+    assert_eq!((with.modules, without.vsock.len()), (without.modules, 0));
+    let expected = ["vsock.ko", "vmw_vsock_virtio_transport_common.ko", "vmw_vsock_virtio_transport.ko"];
+    assert_eq!(with.vsock, expected);
+    check_initramfs(&store.initramfs(&made.digest, b"the agent").unwrap(), b"the agent", (9, 3));
+    // Half of it is a mistake of whoever made the tar.
+    let mut half = package_with_vsock();
+    half.retain(|path, _| !path.ends_with("/vsock.ko"));
+    let error = store.import(&tar_of(&half)[..]).await.unwrap_err().to_string();
+    assert!(error.contains("the module vsock, which vmw_vsock_virtio_transport"), "{error}");
+    let builtin = format!("lib/modules/{RELEASE}/modules.builtin");
+    let mut files = package();
+    files.get_mut(&builtin).unwrap().extend_from_slice(b"kernel/net/vmw_vsock/vmw_vsock_virtio_transport.ko\n");
+    assert_eq!(store.import(&tar_of(&files)[..]).await.unwrap(), plain, "nothing is to be loaded");
+}
+
+#[tokio::test]
+async fn a_kernel_of_an_earlier_version_has_no_vsock() {
+    let (_root, store) = store();
+    let made = store.import(&tar_of(&package())[..]).await.unwrap();
+    let manifest = store.get(&made.digest).unwrap().dir.join("manifest.json");
+    let text = fs::read_to_string(manifest).unwrap();
+    assert!(!text.contains("vsock"), "as it was written before: {text}");
+}
+
+#[tokio::test]
+async fn an_elf_file_of_what_is_none_is_refused() {
+    let (_root, store) = store();
+    let made = store.import(&tar_of(&package())[..]).await.unwrap();
+    let error = store.elf(&made.digest).await.unwrap_err();
+    let words = format!("the kernel {} is no ELF image: ", made.digest);
+    assert!(matches!(&error, ErebusError::BadFile(why) if why.starts_with(&words)), "{error}");
+    for unknown in [Digest::of(b"").to_string().as_str(), "../../etc"] {
+        assert!(matches!(store.elf(unknown).await, Err(ErebusError::NoKernel(_))));
+    }
+}
+
 #[tokio::test]
 async fn soft_dependencies_come_along() {
     let (_root, store) = store();
@@ -187,7 +245,7 @@ async fn an_initramfs_holds_what_a_guest_starts_with() {
     let (_root, store) = store();
     let made = store.import(&tar_of(&package())[..]).await.unwrap();
     let path = store.initramfs(&made.digest, b"the agent").unwrap();
-    check_initramfs(&path, b"the agent", 9);
+    check_initramfs(&path, b"the agent", (9, 0));
     let before = fs::metadata(&path).unwrap();
     assert_eq!(store.initramfs(&made.digest, b"the agent").unwrap(), path);
     assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), before.modified().unwrap(), "made once");
@@ -219,8 +277,8 @@ async fn a_full_disk_is_told_and_left_as_it_was() {
     assert!(store.initramfs(&made.digest, b"a small agent").is_ok(), "there is space again");
 }
 
-/// Unpacks it with `cpio`, as root also the device.
-fn check_initramfs(path: &Path, agent: &[u8], modules: usize) {
+/// Unpacks it with `cpio`, as root also the device. `modules` are those for every machine, and those for a vsock.
+fn check_initramfs(path: &Path, agent: &[u8], modules: (usize, usize)) {
     let list = |arguments: &[&str], folder: &Path| {
         let file = fs::File::open(path).unwrap();
         let output = Command::new("cpio").args(arguments).current_dir(folder).stdin(file).output().unwrap();
@@ -233,16 +291,18 @@ fn check_initramfs(path: &Path, agent: &[u8], modules: usize) {
     for name in ["proc", "sys", "dev", "base", "layer", "root", "modules", "dev/console", "init", "modules/order"] {
         assert!(names.contains(&name), "{name} in {names:?}");
     }
-    assert_eq!(names.iter().filter(|name| name.ends_with(".ko")).count(), modules);
+    assert_eq!(names.iter().filter(|name| name.ends_with(".ko")).count(), modules.0 + modules.1);
+    assert_eq!(names.contains(&"modules/vsock"), modules.1 > 0);
     let long = list(&["-tvn", "--quiet"], folder.path());
     let console = long.lines().find(|line| line.ends_with("dev/console")).unwrap();
     assert!(console.starts_with("crw-------") && console.contains("5,   1"), "{console}");
     list(&["-id", "--quiet", "--no-preserve-owner", "init", "modules/*"], folder.path());
     assert_eq!(fs::read(folder.path().join("init")).unwrap(), agent);
     assert_eq!(fs::metadata(folder.path().join("init")).unwrap().permissions().mode() & 0o7777, 0o755);
-    let order = fs::read_to_string(folder.path().join("modules/order")).unwrap();
-    assert_eq!(order.lines().count(), modules);
-    for module in order.lines() {
+    let lines = |list: &str| fs::read_to_string(folder.path().join("modules").join(list)).unwrap_or_default();
+    let (order, vsock) = (lines("order"), lines("vsock"));
+    assert_eq!((order.lines().count(), vsock.lines().count()), modules);
+    for module in order.lines().chain(vsock.lines()) {
         let stored = path.parent().unwrap().join("modules").join(module);
         assert_eq!(fs::read(folder.path().join("modules").join(module)).unwrap(), fs::read(stored).unwrap());
     }
@@ -278,7 +338,29 @@ async fn a_real_package() {
     assert!(virtio < blk && place("failover") < place("net_failover") && place("net_failover") < place("virtio_net"));
     assert!(made.size > 4 << 20 && made.release.contains('.'));
     let initramfs = store.initramfs(&made.digest, b"the agent").unwrap();
-    check_initramfs(&initramfs, b"the agent", manifest.modules.len());
+    check_initramfs(&initramfs, b"the agent", (manifest.modules.len(), manifest.vsock.len()));
+    assert_eq!(manifest.vsock.last().map(String::as_str), Some("vmw_vsock_virtio_transport.ko"));
+    check_elf(&fs::read(store.elf(&made.digest).await.unwrap()).unwrap(), &made.release);
+}
+
+/// An executable for x86-64 with something to load and an entry in it, and the words that the kernel begins with.
+fn check_elf(elf: &[u8], release: &str) {
+    let number =
+        |at: usize, bytes: usize| elf[at..at + bytes].iter().rev().fold(0_u64, |sum, b| sum << 8 | u64::from(*b));
+    assert_eq!((&elf[..6], number(16, 2), number(18, 2)), (b"\x7fELF\x02\x01".as_slice(), 2, 62));
+    let (table, size, count) = (number(32, 8), number(54, 2), number(56, 2));
+    assert_eq!(size, 56);
+    let headers = (0..count).map(|n| (table + n * size) as usize).filter(|at| number(*at, 4) == 1);
+    let loads: Vec<[u64; 4]> = headers.map(|at| [8, 24, 32, 40].map(|field| number(at + field, 8))).collect();
+    // Where in the file, where in memory, how much of each.
+    assert!(
+        !loads.is_empty()
+            && loads.iter().all(|[at, _, bytes, memory]| { at + bytes <= elf.len() as u64 && bytes <= memory })
+    );
+    let entry = number(24, 8);
+    assert!(loads.iter().any(|[_, to, _, memory]| (*to..to + memory).contains(&entry)), "{entry:#x} in {loads:x?}");
+    let words = format!("Linux version {release} ");
+    assert!(elf.windows(words.len()).any(|window| window == words.as_bytes()));
 }
 
 #[tokio::test]

@@ -139,8 +139,7 @@ impl Chooser {
             Ok(cell)
         });
         let made = made.await;
-        let failed =
-            |e: std::io::Error| CannotStart::retry(format!("gathering the hypervisor's files for its cell: {e}"));
+        let failed = |e: std::io::Error| CannotStart::retry(format!("the hypervisor cannot be locked up: {e}"));
         made.map_err(CannotStart::retry)?.map_err(failed)
     }
 

@@ -131,6 +131,14 @@ impl HostStore {
         Ok((kernel.vmlinuz, initramfs))
     }
 
+    /// The kernel as an uncompressed ELF file, for a hypervisor that does not unpack it; made at first use.
+    ///
+    /// # Errors
+    /// When it is not here, or no ELF file can be made of it.
+    pub async fn kernel_elf(&self, digest: &str) -> Result<PathBuf, Refusal> {
+        Ok(self.kernels.elf(digest).await?)
+    }
+
     pub(crate) async fn choose(&self, kernel: &str, reprobe: bool) -> Result<(Arc<dyn Driver>, Chosen), CannotStart> {
         let (vmlinuz, initramfs) = self.kernel(kernel).await?;
         self.chooser.choose(kernel, &vmlinuz, &initramfs, reprobe).await

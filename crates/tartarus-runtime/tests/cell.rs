@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use support::conformance::Subject;
 use support::qemu;
 use support::tiny::{machine, wait_for_letters};
 use tartarus_runtime::cell::{Cell, FIRST_UID, UIDS};
@@ -126,22 +127,65 @@ async fn its_descriptors_are_these() {
     let Some(driver) = qemu(cells.path(), false) else { return };
     let dir = tempfile::tempdir().unwrap();
     let vm = boot(&driver, dir.path()).await;
-    let mut found: BTreeMap<String, usize> = BTreeMap::new();
-    for fd in fs::read_dir(format!("/proc/{}/fd", vm.pid())).unwrap() {
-        let target = fs::read_link(fd.unwrap().path()).unwrap().to_string_lossy().into_owned();
-        let anonymous = target.strip_prefix("anon_inode:[").map(|name| name.trim_end_matches(']'));
-        let other = target.split_once(":[").map_or(target.rsplit('/').next(), |(kind, _)| Some(kind));
-        let kind = anonymous.or(other).unwrap();
-        *found.entry(kind.to_owned()).or_default() += 1;
-    }
     // Each disk as it keeps and as it uses it, the layer's for reading too; kernel and initramfs as they were handed over.
     let disks = [("base", 2), ("layer", 3), ("kernel", 1), ("initramfs", 1)];
     // Its listening ports; standard input, and its output to the supervisor.
     let links = [("socket", 2), ("null", 1), ("pipe", 2)];
     // By which its three loops wait: io_uring is refused to it.
     let own = [("eventfd", 5), ("eventpoll", 3), ("signalfd", 1)];
-    let expected: BTreeMap<_, _> = [disks.as_slice(), &links, &own].concat().into_iter().collect();
-    let found: BTreeMap<&str, usize> = found.iter().map(|(kind, count)| (kind.as_str(), *count)).collect();
-    assert_eq!(found, expected);
+    assert_eq!(support::descriptors(vm.pid()), support::these(&[&disks, &links, &own]));
+    end(vm).await;
+}
+
+#[tokio::test]
+async fn a_kernel_that_filters_no_system_calls_starts_nothing() {
+    let cells = tempfile::tempdir().unwrap();
+    let Some(driver) = qemu(cells.path(), false) else { return };
+    let driver = Qemu { supervisor: support::supervisor_without_seccomp(), ..driver };
+    let dir = tempfile::tempdir().unwrap();
+    let why = driver.boot(&machine(dir.path()), Deadlines::default()).await.err().unwrap().to_string();
+    assert!(why.contains("its filter of system calls") && why.contains("not implemented"), "{why}");
+}
+
+/// In a mount namespace of this test's own thread, where one hierarchy cannot be written.
+#[test]
+fn control_groups_that_are_read_only_are_named() {
+    let cells = tempfile::tempdir().unwrap();
+    let Some(driver) = qemu(cells.path(), true) else { return };
+    let cell = driver.cell.clone().unwrap();
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let memory = |line: &&str| line.contains(" cgroup rw") && line.contains("memory") || line.contains(" cgroup2 ");
+    let point = mounts.lines().find(memory).and_then(|line| line.split(' ').nth(1)).unwrap().to_owned();
+    // SAFETY: a system call on numbers; only this thread's view of mounts changes.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0);
+    let private = rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private).unwrap();
+    rustix::mount::mount_bind(&point, &point).unwrap();
+    let closed = rustix::mount::MountFlags::BIND | rustix::mount::MountFlags::RDONLY;
+    rustix::mount::mount_remount(&point, closed, "").unwrap();
+    rustix::mount::unmount("/sys/fs/cgroup/unified", rustix::mount::UnmountFlags::DETACH).ok();
+    // Known before it was closed: what cannot be written is named. Asked anew, nothing is even tried.
+    let why = cell.check(&driver.program).unwrap_err();
+    assert!(why.contains("its control group: ") && why.contains("Read-only file system"), "{why}");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let why = runtime.block_on(driver.boot(&machine(dir.path()), Deadlines::default())).err().unwrap().to_string();
+    assert!(why.contains("Read-only file system"), "{why}");
+}
+
+#[tokio::test]
+async fn the_descriptors_of_a_restored_one_are_these() {
+    let cells = tempfile::tempdir().unwrap();
+    let Some(driver) = qemu(cells.path(), false) else { return };
+    let subject = Subject { driver: &driver, machine };
+    let (first, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (memory, _) = subject.snapshot(first.path()).await;
+    let vm = subject.restore(&memory, first.path(), dir.path()).await;
+    let _channel = vm.channel().await.unwrap();
+    wait_for_letters(dir.path(), 1).await;
+    // The memory as it was handed over and as it is mapped, the state no more; somebody is at its port.
+    let restored = [("base", 2), ("layer", 3), ("memfd:base", 2), ("socket", 3), ("null", 1), ("pipe", 2)];
+    let own = [("eventfd", 5), ("eventpoll", 3), ("signalfd", 1)];
+    assert_eq!(support::descriptors(vm.pid()), support::these(&[&restored, &own]));
     end(vm).await;
 }

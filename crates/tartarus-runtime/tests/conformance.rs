@@ -24,8 +24,7 @@ macro_rules! conform {
             use super::*;
             $(#[tokio::test]
             async fn $test() {
-                let locks = tempfile::tempdir().unwrap();
-                let Some(driver) = firecracker(locks.path()).await else { return };
+                let Some(driver) = firecracker().await else { return };
                 Subject { driver: &driver, machine: elf_machine }.$test().await;
             })*
         }

@@ -80,7 +80,8 @@ impl Traces {
             let network = fs::read_link(entry.unwrap().path().join("ns/net"));
             assert!(network.is_err() || network.unwrap() != self.network, "its network is left, and its TAP with it");
         }
-        File::open(&self.lock).unwrap().try_lock().unwrap();
+        // Another test may have it by now, and gives it back.
+        until("its user id is locked", || File::open(&self.lock).unwrap().try_lock().is_ok()).await;
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
         assert!(!mounts.contains(self.dir.to_str().unwrap()), "{mounts}");
     }
@@ -88,8 +89,7 @@ impl Traces {
 
 #[tokio::test]
 async fn a_hypervisor_is_alone_and_may_do_nothing() {
-    let locks = tempfile::tempdir().unwrap();
-    let Some(driver) = firecracker(locks.path()).await else { return };
+    let Some(driver) = firecracker().await else { return };
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let vms = [subject(&driver).boot(dirs[0].path()).await, subject(&driver).boot(dirs[1].path()).await];
     let mut uids = Vec::new();
@@ -132,8 +132,7 @@ async fn a_hypervisor_is_alone_and_may_do_nothing() {
 #[tokio::test]
 async fn it_sees_nothing_but_its_own_files() {
     // As a service has it; nothing may depend on another.
-    let locks = tempfile::tempdir().unwrap();
-    let Some(driver) = firecracker(locks.path()).await else { return };
+    let Some(driver) = firecracker().await else { return };
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let dir = tempfile::tempdir().unwrap();
     let vm = subject(&driver).boot(dir.path()).await;
@@ -183,17 +182,10 @@ async fn it_sees_nothing_but_its_own_files() {
 /// Whoever adds one to the list says why it is there.
 #[tokio::test]
 async fn its_descriptors_are_these() {
-    let locks = tempfile::tempdir().unwrap();
-    let Some(driver) = firecracker(locks.path()).await else { return };
+    let Some(driver) = firecracker().await else { return };
     let dir = tempfile::tempdir().unwrap();
     let vm = subject(&driver).boot(dir.path()).await;
-    let mut found: BTreeMap<String, usize> = BTreeMap::new();
-    for fd in fs::read_dir(proc(vm.pid()).join("fd")).unwrap() {
-        let target = fs::read_link(fd.unwrap().path()).unwrap().to_string_lossy().into_owned();
-        let anonymous = target.strip_prefix("anon_inode:").map(|name| name.trim_matches(['[', ']']));
-        let other = target.split_once(":[").map_or(target.rsplit('/').next(), |(kind, _)| Some(kind));
-        *found.entry(anonymous.or(other).unwrap().to_owned()).or_default() += 1;
-    }
+    let mut found = support::descriptors(vm.pid());
     // How many of these there are is Firecracker's own affair: they lead nowhere.
     for own in ["eventfd", "timerfd", "eventpoll"] {
         assert!(found.remove(own).is_some_and(|count| count < 64), "{own}");
@@ -207,18 +199,16 @@ async fn its_descriptors_are_these() {
         ("metrics", 1),
         ("pipe", 2), // its output to the supervisor
         ("kvm", 1),
-        ("kvm-vm", 1),
-        ("kvm-vcpu:0", 2),
+        ("anon_inode:kvm-vm", 1),
+        ("anon_inode:kvm-vcpu:0", 2),
     ];
-    let found: BTreeMap<&str, usize> = found.iter().map(|(kind, count)| (kind.as_str(), *count)).collect();
-    assert_eq!(found, expected.into());
+    assert_eq!(found, support::these(&[&expected]));
     end(&*vm).await;
 }
 
 #[tokio::test]
 async fn its_card_leads_nowhere() {
-    let locks = tempfile::tempdir().unwrap();
-    let Some(driver) = firecracker(locks.path()).await else { return };
+    let Some(driver) = firecracker().await else { return };
     let dir = tempfile::tempdir().unwrap();
     let vm = subject(&driver).boot(dir.path()).await;
     let net = proc(vm.pid()).join("net");
@@ -250,8 +240,7 @@ async fn its_card_leads_nowhere() {
 
 #[tokio::test]
 async fn it_tells_what_it_counted() {
-    let locks = tempfile::tempdir().unwrap();
-    let Some(driver) = firecracker(locks.path()).await else { return };
+    let Some(driver) = firecracker().await else { return };
     let dir = tempfile::tempdir().unwrap();
     let vm = subject(&driver).boot(dir.path()).await;
     for _ in 0..2 {
@@ -264,17 +253,16 @@ async fn it_tells_what_it_counted() {
 
 #[tokio::test]
 async fn what_was_killed_leaves_nothing() {
-    let locks = tempfile::tempdir().unwrap();
-    let Some(driver) = firecracker(locks.path()).await else { return };
+    let Some(driver) = firecracker().await else { return };
     let dir = tempfile::tempdir().unwrap();
     let vm = subject(&driver).boot(dir.path()).await;
-    let traces = Traces::of(&*vm, locks.path(), dir.path());
+    let traces = Traces::of(&*vm, &driver.locks, dir.path());
     end(&*vm).await;
     traces.are_gone().await;
 
     // By somebody else.
     let vm = subject(&driver).boot(dir.path()).await;
-    let traces = Traces::of(&*vm, locks.path(), dir.path());
+    let traces = Traces::of(&*vm, &driver.locks, dir.path());
     kill(vm.pid());
     let exit = tokio::time::timeout(LIMIT, vm.wait()).await.unwrap();
     assert_eq!((exit.cause, exit.status.as_str()), (Cause::Itself, "killed by SIGKILL"));
@@ -283,11 +271,14 @@ async fn what_was_killed_leaves_nothing() {
 
 #[tokio::test]
 async fn a_supervisor_that_is_killed_takes_its_hypervisor_along() {
+    let Some(mut driver) = firecracker().await else { return };
+    // Of its own, as its groups have no names but those of user ids.
     let locks = tempfile::tempdir().unwrap();
-    let Some(driver) = firecracker(locks.path()).await else { return };
+    driver.locks = locks.path().to_owned();
+    driver.groups.parent = format!("tartarus-test-firecracker-{}", std::process::id());
     let dir = tempfile::tempdir().unwrap();
     let vm = subject(&driver).boot(dir.path()).await;
-    let traces = Traces::of(&*vm, locks.path(), dir.path());
+    let traces = Traces::of(&*vm, &driver.locks, dir.path());
     kill(traces.pids[2]);
     assert_eq!(tokio::time::timeout(LIMIT, vm.wait()).await.unwrap().cause, Cause::SupervisorDied);
     traces.are_gone().await;
@@ -305,14 +296,13 @@ async fn a_supervisor_that_is_killed_takes_its_hypervisor_along() {
 
 #[tokio::test]
 async fn a_machine_outlives_the_agent_that_booted_it() {
-    let locks = tempfile::tempdir().unwrap();
-    let Some(driver) = firecracker(locks.path()).await else { return };
+    let Some(driver) = firecracker().await else { return };
     let dir = tempfile::tempdir().unwrap();
     let agent = std::env::current_exe().unwrap();
     let status = tokio::process::Command::new(agent).arg(support::BOOTER).arg(dir.path()).status().await.unwrap();
     assert!(status.code().is_none(), "{status}");
     let Adopted::Running(vm) = driver.adopt(dir.path()).await.unwrap() else { panic!("not adopted") };
-    let traces = Traces::of(&*vm, &dir.path().join("locks"), dir.path());
+    let traces = Traces::of(&*vm, &driver.locks, dir.path());
     vm.pause().await.unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
     let frozen = letters(dir.path());
@@ -327,8 +317,7 @@ async fn a_machine_outlives_the_agent_that_booted_it() {
 /// Who takes over a restored machine opens it, if it was not; one that was paused stays so.
 #[tokio::test]
 async fn a_restored_machine_is_opened_once() {
-    let locks = tempfile::tempdir().unwrap();
-    let Some(driver) = firecracker(locks.path()).await else { return };
+    let Some(driver) = firecracker().await else { return };
     let (first, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (memory, next) = subject(&driver).snapshot(first.path()).await;
     drop(subject(&driver).restore(&memory, first.path(), dir.path()).await);
@@ -346,12 +335,11 @@ async fn a_restored_machine_is_opened_once() {
 
 #[tokio::test]
 async fn one_that_dies_before_it_goes_on_has_ended() {
-    let locks = tempfile::tempdir().unwrap();
-    let Some(driver) = firecracker(locks.path()).await else { return };
+    let Some(driver) = firecracker().await else { return };
     let (first, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (memory, _) = subject(&driver).snapshot(first.path()).await;
     let vm = subject(&driver).restore(&memory, first.path(), dir.path()).await;
-    let traces = Traces::of(&*vm, locks.path(), dir.path());
+    let traces = Traces::of(&*vm, &driver.locks, dir.path());
     kill(vm.pid());
     let channel = tokio::time::timeout(LIMIT, vm.channel()).await.unwrap();
     assert_eq!(channel.err().unwrap().to_string(), "the hypervisor has ended");

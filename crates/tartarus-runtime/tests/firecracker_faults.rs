@@ -37,8 +37,7 @@ fn nothing_runs(dir: &Path) {
 
 #[tokio::test]
 async fn a_jailer_that_is_not_there_or_does_not_fit_is_named() {
-    let locks = tempfile::tempdir().unwrap();
-    let Some(driver) = firecracker(locks.path()).await else { return };
+    let Some(driver) = firecracker().await else { return };
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("firecracker");
     fs::copy(&driver.program, &program).unwrap();
@@ -60,8 +59,7 @@ async fn a_jailer_that_is_not_there_or_does_not_fit_is_named() {
 
 #[tokio::test]
 async fn what_it_cannot_boot_is_named_before_anything_starts() {
-    let locks = tempfile::tempdir().unwrap();
-    let Some(driver) = firecracker(locks.path()).await else { return };
+    let Some(driver) = firecracker().await else { return };
     let dir = tempfile::tempdir().unwrap();
     let mut machine = elf_machine(dir.path());
     machine.layer.format = DiskFormat::Overlay { over: "/nowhere".into() };
@@ -83,8 +81,7 @@ async fn what_it_cannot_boot_is_named_before_anything_starts() {
 
 #[tokio::test]
 async fn what_firecracker_refuses_it_says() {
-    let locks = tempfile::tempdir().unwrap();
-    let Some(driver) = firecracker(locks.path()).await else { return };
+    let Some(driver) = firecracker().await else { return };
     let dir = tempfile::tempdir().unwrap();
     let machine = Machine { cpus: 77, ..elf_machine(dir.path()) };
     let why = refused(&driver, &machine).await;
@@ -110,8 +107,7 @@ fn program(path: &Path, code: &[u8]) {
 
 #[tokio::test]
 async fn one_that_ends_at_once_or_is_silent_is_given_up() {
-    let locks = tempfile::tempdir().unwrap();
-    let Some(driver) = firecracker(locks.path()).await else { return };
+    let Some(driver) = firecracker().await else { return };
     let (programs, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let other = |name: &str, code: &[u8]| {
         let path = programs.path().join(name);
@@ -131,8 +127,7 @@ async fn one_that_ends_at_once_or_is_silent_is_given_up() {
 
 #[tokio::test]
 async fn a_build_that_was_replaced_loads_nothing() {
-    let locks = tempfile::tempdir().unwrap();
-    let Some(driver) = firecracker(locks.path()).await else { return };
+    let Some(driver) = firecracker().await else { return };
     let (first, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (memory, _) = Subject { driver: &driver, machine: elf_machine }.snapshot(first.path()).await;
     let from = Restore { memory, state: fs::File::open(first.path().join("state")).unwrap().into() };

@@ -73,10 +73,9 @@ fn bait() -> std::io::PipeReader {
 }
 
 async fn list(cell: &Cell, without: &[Layer]) -> String {
-    let dir = tempfile::tempdir().unwrap();
     let cell = Cell { without: without.to_vec(), ..cell.clone() };
     let launch = Launch { limits: Some(LIMITS), ..probe::of(Some(cell), "list") };
-    let (list, exit) = probe::launch(dir.path(), launch).await;
+    let (list, exit) = probe::launch(launch).await;
     assert_eq!(exit.status, "exit code 0", "{list}");
     list
 }

@@ -110,7 +110,23 @@ fn an_ordinary_user_imports_a_tar_and_runs_a_command() {
     assert_eq!(String::from_utf8_lossy(&run.stdout), "0\n1000\n", "{run:?} {}", log());
     assert_eq!(run.status.code(), Some(4));
     assert!(log().contains("guest ready"));
-    crate::harness::count_guests("ordinary_user", 1);
+    let id = account.ok(&["create", "busybox"]);
+    let running = || {
+        let record: serde_json::Value = serde_json::from_str(&account.ok(&["inspect", id.trim(), "--json"])).unwrap();
+        (record["state"] == "running").then(|| record["hypervisor_pid"].as_u64().unwrap())
+    };
+    let hypervisor = (0..600).find_map(|_| {
+        std::thread::sleep(Duration::from_millis(50));
+        running()
+    });
+    for thread in std::fs::read_dir(format!("/proc/{}/task", hypervisor.unwrap())).unwrap() {
+        let status = std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        for line in ["NoNewPrivs:\t1", "Seccomp:\t2", "Seccomp_filters:\t2", "CapEff:\t0000000000000000"] {
+            assert!(status.lines().any(|l| l == line), "{line}: {status}");
+        }
+    }
+    account.ok(&["rm", id.trim()]);
+    crate::harness::count_guests("ordinary_user", 2);
 
     signal(up.id(), "TERM");
     assert!(wait(&mut up, Duration::from_secs(30)).success(), "{}", log());

@@ -9,6 +9,10 @@ use crate::ErebusError;
 /// What machine shape v1 needs: its bus, disks, guest channel and network card, and the file systems of a sandbox.
 const NEEDED: [&str; 7] = ["virtio_mmio", "virtio_blk", "virtio_console", "virtio_net", "overlay", "squashfs", "ext4"];
 
+/// What a machine with a vsock needs beside: its guest channel is a vsock where the hypervisor has no virtio-serial, as
+/// Firecracker. QEMU has, so a package without it makes a kernel all the same.
+const VSOCK: &str = "vmw_vsock_virtio_transport";
+
 /// Most modules that are kept, and their bytes in all.
 const MAX_KEPT: usize = 64;
 const MAX_KEPT_BYTES: usize = 128 << 20;
@@ -29,15 +33,40 @@ impl Module {
     }
 }
 
-/// The modules that are needed and all that those depend on, in load order.
+/// Modules, each set in load order.
+#[derive(Debug)]
+pub(super) struct Modules {
+    /// What every machine loads.
+    pub(super) always: Vec<Module>,
+    /// What one with a vsock loads after that.
+    pub(super) vsock: Vec<Module>,
+}
+
+impl Modules {
+    /// All of them, in load order.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Module> {
+        self.always.iter().chain(&self.vsock)
+    }
+}
+
+/// The modules that are needed and all that those depend on.
 ///
 /// # Errors
 /// When one is neither in the tar nor built in, is damaged, or belongs to another kernel.
-pub(super) async fn resolve(tar: &mut Collected) -> Result<Vec<Module>, ErebusError> {
+pub(super) async fn resolve(tar: &mut Collected) -> Result<Modules, ErebusError> {
     let mut found: HashMap<String, Module> = HashMap::new();
     let (mut wanted, mut bytes) = (Vec::new(), 0);
     for name in NEEDED {
         want(tar, name, "a microVM", &mut wanted)?;
+    }
+    let needed = wanted.clone();
+    if tar.has(VSOCK) {
+        wanted.push(VSOCK.to_owned());
+    } else if !tar.is_builtin(VSOCK) {
+        tracing::info!(
+            release = tar.release,
+            "the kernel has no {VSOCK}: it is for hypervisors with virtio-serial only"
+        );
     }
     let first = wanted.clone();
     while let Some(name) = wanted.pop() {
@@ -67,9 +96,13 @@ pub(super) async fn resolve(tar: &mut Collected) -> Result<Vec<Module>, ErebusEr
         wanted.extend(after.iter().cloned());
         found.insert(name.clone(), Module { name, content, after });
     }
-    let order = order(&first, |name| found.get(name).map(|module| module.after.clone()).unwrap_or_default())
-        .ok_or_else(|| ErebusError::bad("modules in the tar depend on each other in a circle"))?;
-    Ok(order.iter().filter_map(|name| found.remove(name)).collect())
+    let after = |name: &str| found.get(name).map(|module| module.after.clone()).unwrap_or_default();
+    // What comes first is in order by itself, so that the second order begins with all of it.
+    let (Some(always), Some(all)) = (order(&needed, after), order(&first, after)) else {
+        return Err(ErebusError::bad("modules in the tar depend on each other in a circle"));
+    };
+    let mut take = |names: &[String]| names.iter().filter_map(|name| found.remove(name)).collect();
+    Ok(Modules { always: take(&always), vsock: take(&all) })
 }
 
 /// A soft dependency may name what modules provide, such as `crypto-crc32c`; this one provides it on any processor.

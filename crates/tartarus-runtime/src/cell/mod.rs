@@ -28,7 +28,7 @@ pub(crate) use groups::Group;
 pub use groups::{Groups, Limits};
 pub(crate) use init::SIGNALLED;
 pub use jail::{Jail, Shared};
-pub(crate) use uids::{Uid, take};
+pub(crate) use uids::{Uid, check as check_uids, take};
 
 /// Where user ids are locked, by all nodes of a host.
 pub(crate) const LOCKS: &str = "/run/tartarus/uids";
@@ -162,12 +162,13 @@ impl Cell {
     /// cells. Blocks, for some tenths of a second the first time.
     ///
     /// # Errors
-    /// When a file of the program cannot be found or copied.
+    /// When a file of the program cannot be found or copied, a control group cannot be made, or its user ids are others'.
     pub fn open(dir: &Path, program: &Path, device: Option<PathBuf>) -> io::Result<Option<Self>> {
         if !rustix::process::geteuid().is_root() {
             return Ok(None);
         }
         let groups = Groups::find().map_err(io::Error::other)?;
+        uids::check(Path::new(LOCKS)).map_err(io::Error::other)?;
         let _one = one_at_a_time();
         let root = root::gather(dir, program)?;
         Ok(Some(Self { root, locks: LOCKS.into(), device, groups, without: Vec::new() }))

@@ -2,12 +2,16 @@
 //! that holds it is gone. A hypervisor that outlives a killed supervisor does so for the moment that the kernel takes to end
 //! it; it cannot see a neighbour of that moment, who has another process namespace.
 
-use std::fs::{DirBuilder, File, TryLockError};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::{FIRST_UID, UIDS};
+
+/// How long a hypervisor may take to die whose supervisor was killed.
+const DYING: Duration = Duration::from_secs(2);
 
 /// A user id that is nobody else's until this is dropped.
 #[derive(Debug)]
@@ -33,6 +37,54 @@ pub(crate) fn take(locks: &Path) -> io::Result<Uid> {
     Err(io::Error::other(format!("all {UIDS} user ids for hypervisors, from {FIRST_UID} on, are in use")))
 }
 
+/// Somebody else who has some of the user ids of cells.
+///
+/// # Errors
+/// Who, and what to do.
+pub(crate) fn check(locks: &Path) -> Result<(), String> {
+    for (file, start) in [("/etc/subuid", 1), ("/etc/subgid", 1), ("/etc/passwd", 2), ("/etc/group", 2)] {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        if let Some(name) = overlapping(&text, start) {
+            return Err(format!(
+                "{file} gives {name} user ids that hypervisors have, {FIRST_UID} to {}: give it others",
+                FIRST_UID + UIDS - 1
+            ));
+        }
+    }
+    // What a killed supervisor leaves is gone in a moment.
+    let begin = Instant::now();
+    while let Some((pid, uid)) = foreign(locks) {
+        if begin.elapsed() > DYING {
+            return Err(format!(
+                "process {pid} has the user id {uid}, which is a hypervisor's, and is none of ours: end it"
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+/// The name in a line of `name:…:start[:count]` whose ids are also those of cells.
+fn overlapping(text: &str, start: usize) -> Option<String> {
+    text.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        let first: u32 = fields.get(start)?.trim().parse().ok()?;
+        // Accounts have one.
+        let count = if start == 1 { fields.get(2)?.trim().parse().ok()? } else { 1 };
+        let overlaps = count > 0 && first < FIRST_UID + UIDS && first.saturating_add(count) > FIRST_UID;
+        overlaps.then(|| fields[0].to_owned())
+    })
+}
+
+/// A process with a user id of a cell that nobody has locked.
+fn foreign(locks: &Path) -> Option<(u32, u32)> {
+    fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let uid = entry.metadata().ok()?.uid();
+        ((FIRST_UID..FIRST_UID + UIDS).contains(&uid) && !locked(locks, uid)).then_some((pid, uid))
+    })
+}
+
 /// Whether somebody has it. Who cannot be asked is taken to be there.
 pub(super) fn locked(locks: &Path, number: u32) -> bool {
     match File::open(locks.join(number.to_string())) {
@@ -53,5 +105,17 @@ mod tests {
         assert_eq!((one.number, two.number), (FIRST_UID, FIRST_UID + 1));
         drop(one);
         assert_eq!(take(&locks).unwrap().number, FIRST_UID);
+    }
+
+    #[test]
+    fn who_was_given_the_same_ids_is_found() {
+        let fine =
+            format!("root:0:65536\nme:100000:65536\nbelow:{}:1\nabove:{}:9\nbad:x\n", FIRST_UID - 1, FIRST_UID + UIDS);
+        assert_eq!(overlapping(&fine, 1), None);
+        assert_eq!(overlapping(&format!("{fine}me:{}:2\n", FIRST_UID - 1), 1).as_deref(), Some("me"));
+        assert_eq!(overlapping("all:1:4294967295\n", 1).as_deref(), Some("all"));
+        let passwd = format!("root:x:0:0:root:/root:/bin/sh\nguest:x:{}:1::/:/bin/sh\n", FIRST_UID + 7);
+        assert_eq!(overlapping(&passwd, 2).as_deref(), Some("guest"));
+        assert_eq!(overlapping("root:x:0:0:root:/root:/bin/sh\n", 2), None);
     }
 }

@@ -41,6 +41,8 @@ const MEMORY_FD: i32 = 0;
 /// What it may write to a file beyond the longest that it must: a year and more of metrics, since it ends when it cannot.
 const SLACK: u64 = 4 << 30;
 
+const TAKES_ROOT: &str = "Firecracker's jailer takes root: as an ordinary user take QEMU";
+
 /// Runs machines with Firecracker.
 #[derive(Debug, Clone)]
 pub struct Firecracker {
@@ -62,13 +64,21 @@ impl Firecracker {
     /// With this program, and the jailer beside it.
     ///
     /// # Errors
-    /// When there is no such jailer, or one of them is too old, or they are of two builds.
+    /// When there is no such jailer, or one of them is too old, or they are of two builds; as an ordinary user; when no
+    /// control group can be made, or the user ids of hypervisors are others'.
     pub async fn open(program: &Path, supervisor: Program) -> Result<Self, RuntimeError> {
         let jailer = program::jailer(program)?;
         // The jailer goes by what the program is really called.
         let program = program.canonicalize().map_err(|e| RuntimeError::io(format!("{}", program.display()), e))?;
         let build = program::version(&program, &jailer).await?;
-        let groups = Groups::find().map_err(|e| RuntimeError::Start(e.to_string()))?;
+        if !rustix::process::geteuid().is_root() {
+            return Err(RuntimeError::Start(TAKES_ROOT.to_owned()));
+        }
+        let found = tokio::task::spawn_blocking(|| {
+            cell::check_uids(Path::new(LOCKS))?;
+            Groups::find()
+        });
+        let groups = found.await.map_err(|e| e.to_string()).flatten().map_err(RuntimeError::Start)?;
         Ok(Self { program, jailer, build, supervisor, locks: LOCKS.into(), groups })
     }
 }
@@ -287,7 +297,7 @@ fn limits(machine: &Machine) -> Limits {
 fn possible(machine: &Machine, start: &Start) -> Result<(), RuntimeError> {
     let no = |why: String| Err(RuntimeError::Start(why));
     if !rustix::process::geteuid().is_root() {
-        return no("Firecracker's jailer takes root; as an ordinary user take QEMU".to_owned());
+        return no(TAKES_ROOT.to_owned());
     }
     if machine.layer.format != DiskFormat::Raw {
         return no("Firecracker reads raw disks only, and the layer is a qcow2 overlay: make a copy instead".to_owned());

@@ -1,8 +1,15 @@
 //! The test executable is also the programs that the tests start: before its own `main` it looks whether it was started
 //! as one of them. So no second binary has to be built and found.
 
-#![allow(dead_code, clippy::print_stdout, clippy::print_stderr, reason = "each test uses some of it; roles print")]
+#![allow(
+    dead_code,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "each test crate uses some of it; roles print what they find"
+)]
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_int};
 use std::path::{Path, PathBuf};
 
@@ -28,6 +35,8 @@ pub(crate) const BOOTER: &str = "be-a-booter";
 pub(crate) const INTRUDER: &str = "be-an-intruder";
 /// Another user who speaks to a keeper. Its folder is the argument.
 pub(crate) const STRANGER: &str = "be-a-stranger";
+/// A supervisor on a machine whose kernel filters no system calls.
+const UNFILTERED: &str = "be-a-supervisor-without-seccomp";
 /// A program in a hypervisor's place. The argument is what it does.
 pub(crate) const PROBE: &str = "be-a-probe";
 
@@ -50,6 +59,7 @@ extern "C" fn role(argc: c_int, argv: *const *const c_char, _: *const *const c_c
         INTRUDER => roles::intruder,
         STRANGER => roles::stranger,
         PROBE => probe::main,
+        UNFILTERED => roles::without_seccomp,
         _ => return,
     };
     // SAFETY: as Rust's own start does: a client that has gone is an error, not the end.
@@ -64,6 +74,29 @@ fn program(role: &str) -> Program {
 /// This executable as a supervisor.
 pub(crate) fn supervisor() -> Program {
     program(SUPERVISOR)
+}
+
+/// The same where the kernel filters no system calls.
+pub(crate) fn supervisor_without_seccomp() -> Program {
+    program(UNFILTERED)
+}
+
+/// What kinds of descriptors a process has, and how many of each: by the last part of a file's name.
+pub(crate) fn descriptors(pid: u32) -> BTreeMap<String, usize> {
+    let mut found: BTreeMap<String, usize> = BTreeMap::new();
+    for fd in std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
+        let target = std::fs::read_link(fd.unwrap().path()).unwrap().to_string_lossy().into_owned();
+        let target = target.trim_end_matches(" (deleted)");
+        let anonymous = target.strip_prefix("anon_inode:[").map(|name| name.trim_end_matches(']'));
+        let other = target.split_once(":[").map_or(target.rsplit('/').next(), |(kind, _)| Some(kind));
+        *found.entry(anonymous.or(other).unwrap().to_owned()).or_default() += 1;
+    }
+    found
+}
+
+/// A list of descriptors as a test writes it.
+pub(crate) fn these(parts: &[&[(&str, usize)]]) -> BTreeMap<String, usize> {
+    parts.concat().into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect()
 }
 
 /// This executable as a keeper.
@@ -87,7 +120,7 @@ pub(crate) fn qemu(cells: &Path, root: bool) -> Option<Qemu> {
 }
 
 /// Firecracker, where it is and can run anything.
-pub(crate) async fn firecracker(locks: &Path) -> Option<Firecracker> {
+pub(crate) async fn firecracker() -> Option<Firecracker> {
     let Some(program) = firecracker::find() else {
         eprintln!("skipped: there is no Firecracker, on the path or in TARTARUS_FIRECRACKER");
         return None;
@@ -100,9 +133,5 @@ pub(crate) async fn firecracker(locks: &Path) -> Option<Firecracker> {
         eprintln!("skipped: /dev/kvm: {error}");
         return None;
     }
-    let mut driver = Firecracker::open(&program, supervisor()).await.unwrap();
-    // Groups have the names of user ids, and those are locked here.
-    driver.groups.parent = format!("tartarus-test{}", locks.display()).replace('/', "-");
-    driver.locks = locks.to_owned();
-    Some(driver)
+    Some(Firecracker::open(&program, supervisor()).await.unwrap())
 }

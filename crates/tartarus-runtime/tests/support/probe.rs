@@ -16,7 +16,10 @@ const THREADS: usize = 300;
 const MEMORY: usize = 1024;
 
 /// Starts this executable as a hypervisor would be, and gives what it put out and how it ended.
-pub(crate) async fn launch(dir: &Path, launch: Launch) -> (String, VmExit) {
+pub(crate) async fn launch(launch: Launch) -> (String, VmExit) {
+    // Of its own: a supervisor tells of the end before it is gone.
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
     let vm = SupervisedVm::launch(&super::supervisor(), dir, &launch).await.unwrap();
     let exit = tokio::time::timeout(Duration::from_secs(40), vm.wait()).await.unwrap();
     (fs::read_to_string(dir.join("console.log")).unwrap(), exit)

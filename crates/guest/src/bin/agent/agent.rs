@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
-use rustix::io::{Errno, read, write};
+use rustix::io::{Errno, read};
 use rustix::process::{WaitOptions, wait};
 use tartarus_guest::frame::MAX_PAYLOAD;
 use tartarus_guest::{Header, Hello, Kind, Stream};
@@ -18,6 +18,7 @@ use crate::events::{Events, Role, RunnerPart, Source};
 use crate::freeze::Freezer;
 use crate::hook::Hooks;
 use crate::memory::relieve;
+use crate::port::{Heard, Port};
 use crate::process::Process;
 use crate::runner::Runner;
 use crate::session::Session;
@@ -59,9 +60,7 @@ pub(crate) type BecomeIt = Box<dyn FnMut(&Hello) -> Result<(), String>>;
 
 /// The agent.
 pub(crate) struct Agent {
-    port: OwnedFd,
-    readable: bool,
-    writable: bool,
+    port: Port,
     pub(crate) events: Events,
     pub(crate) session: Session,
     pub(crate) ground: Result<Ground, String>,
@@ -82,9 +81,9 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    /// Serves `port`, which must not block. When `ground` is an error, every host is told so.
-    pub(crate) fn new(port: OwnedFd, ground: Result<Ground, String>) -> Result<Self, Errno> {
-        let events = Events::new(port.as_fd())?;
+    /// Serves `port`. When `ground` is an error, every host is told so.
+    pub(crate) fn new(port: Port, ground: Result<Ground, String>) -> Result<Self, Errno> {
+        let events = Events::new(port.descriptor())?;
         if let Ok(Ground { pressure: Some(pressure), .. }) = &ground {
             events.watch_pressure(pressure.as_fd())?;
         }
@@ -98,8 +97,6 @@ impl Agent {
             ooms: ground.as_ref().map_or(0, |ground| ground.held.ooms.count()),
             events,
             port,
-            readable: true,
-            writable: true,
             session: Session::new(),
             ground,
             processes: BTreeMap::new(),
@@ -134,7 +131,10 @@ impl Agent {
 
     fn wake(&mut self, source: Source) {
         match source {
-            Source::Port => (self.readable, self.writable) = (true, true),
+            Source::Port => {
+                self.port.wake();
+                self.answer();
+            }
             Source::Children => self.children_ended = true,
             Source::Pressure => relieve(),
             Source::Pipe(process, role) => match (self.processes.get_mut(&process), role) {
@@ -157,14 +157,11 @@ impl Agent {
     /// Reads and answers requests.
     fn receive(&mut self) -> bool {
         for _ in 0..READS {
-            if !self.readable || self.session.unwritten().len() > ANSWERS {
+            if self.session.unwritten().len() > ANSWERS {
                 return false;
             }
-            match read(&self.port, self.buffer.as_mut_slice()) {
-                // No host is connected. That says nothing about the session: the port's news and its bytes come by
-                // different queues, so the next host's preamble may have been read already. It alone ends a session.
-                Ok(0) => self.readable = false,
-                Ok(count) => {
+            match self.port.read(&mut self.buffer) {
+                Heard::Bytes(count) => {
                     self.session.push(&self.buffer[..count]);
                     while let Some(request) = self.session.next_request() {
                         if let Err(why) = self.handle(request) {
@@ -172,11 +169,20 @@ impl Agent {
                         }
                     }
                 }
-                Err(Errno::INTR) => {}
-                Err(_) => self.readable = false,
+                Heard::Nothing => return false,
+                // What was half read or not yet sent was for that host alone.
+                Heard::HungUp => {
+                    self.session = Session::new();
+                    self.answer();
+                }
             }
         }
         true
+    }
+
+    /// Takes the next host, where the port waits for one.
+    fn answer(&mut self) {
+        self.port.accept(|line| self.events.watch(line, Source::Port));
     }
 
     /// A new session: nothing is sent until the host attaches.
@@ -280,16 +286,13 @@ impl Agent {
     /// Writes to the port what it takes.
     fn transmit(&mut self) -> bool {
         let mut moved = false;
-        while self.writable && !self.session.unwritten().is_empty() {
-            match write(&self.port, self.session.unwritten()) {
-                Ok(count) => {
-                    self.session.wrote(count);
-                    moved = true;
-                }
-                Err(Errno::INTR) => {}
-                // Full, or no host: an edge follows.
-                Err(_) => self.writable = false,
+        while !self.session.unwritten().is_empty() {
+            let count = self.port.write(self.session.unwritten());
+            if count == 0 {
+                break;
             }
+            self.session.wrote(count);
+            moved = true;
         }
         moved
     }

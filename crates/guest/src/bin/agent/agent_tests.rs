@@ -6,8 +6,12 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use tartarus_guest::frame::{Found, NONCE, encode, encode_message, preamble, tag};
-use tartarus_guest::{Decoder, End, Frame, HelloAck, OUTPUT_WINDOW, ProcessState, Start, VERSION, message};
+use tartarus_guest::frame::{Found, NONCE, encode, encode_message, preamble, short_preamble, tag};
+use tartarus_guest::{
+    Decoder, End, Frame, HelloAck, OUTPUT_WINDOW, ProcessState, ProcessStatus, Start, VERSION, message,
+};
+
+use crate::port::tests::Socket;
 
 pub(crate) struct Host {
     agent: libc::pid_t,
@@ -38,11 +42,23 @@ fn agent_on(ground: Option<&str>, beside: impl FnOnce() -> (Option<Freezer>, Opt
         return None;
     }
     let (ours, theirs) = UnixStream::pair().unwrap();
-    ours.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     theirs.set_nonblocking(true).unwrap();
+    Some(agent_at(Port::serial(theirs.into()), ours, ground, beside))
+}
+
+/// The same at this port, whose host is `ours`.
+fn agent_at(
+    port: Port,
+    ours: UnixStream,
+    ground: Option<&str>,
+    beside: impl FnOnce() -> (Option<Freezer>, Option<Hooks>),
+) -> Host {
+    ours.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     // SAFETY: the child only runs the agent, which is made to be a process with one thread, and never returns.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
+        // Else it would hold the host's end itself, and never see it close.
+        drop(ours);
         // As PID 1 of a guest, it is the parent of every orphan.
         rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
         let (freezer, hooks) = beside();
@@ -57,10 +73,10 @@ fn agent_on(ground: Option<&str>, beside: impl FnOnce() -> (Option<Freezer>, Opt
                 still: Still::default(),
             }),
         };
-        let _ = Agent::new(theirs.into(), ground).unwrap().serve();
+        let _ = Agent::new(port, ground).unwrap().serve();
         std::process::abort();
     }
-    Some(Host { agent: pid, stream: ours, nonce: [0; NONCE], decoder: Decoder::host([0; NONCE]) })
+    Host { agent: pid, stream: ours, nonce: [0; NONCE], decoder: Decoder::host([0; NONCE]) }
 }
 
 impl Host {
@@ -70,9 +86,13 @@ impl Host {
 
     /// With this host name; the agent refuses "bad".
     fn hello_as(&mut self, nonce: u8, hostname: &str) -> Frame {
+        self.hello_after(nonce, preamble(&[nonce; NONCE]), hostname)
+    }
+
+    fn hello_after(&mut self, nonce: u8, preamble: Vec<u8>, hostname: &str) -> Frame {
         self.nonce = [nonce; NONCE];
         self.decoder = Decoder::host(self.nonce);
-        self.stream.write_all(&preamble(&self.nonce)).unwrap();
+        self.stream.write_all(&preamble).unwrap();
         let hello =
             Hello { version: VERSION, time_ns: 1, entropy: vec![1], hostname: hostname.into(), machine_id: None };
         self.message(Kind::Hello, 0, &message::encode(&hello));
@@ -201,6 +221,54 @@ fn every_byte_arrives_across_hosts_that_die_within_a_frame() {
     assert_eq!(host.end(0, &mut outputs), exited(0));
     let expected: String = (1..=300_000).map(|line| format!("{line}\n")).chain(["end\n".to_owned()]).collect();
     assert!(outputs[0] == expected.as_bytes(), "{} of {} bytes", outputs[0].len(), expected.len());
+}
+
+/// As under a hypervisor with vsock: each host has a connection of its own, and the next one waits for the end of the last.
+#[test]
+fn hosts_come_one_after_another_by_connections_of_their_own() {
+    if !rustix::process::geteuid().is_root() {
+        return println!("skipped: the agent sets users and limits, which takes root");
+    }
+    let socket = Socket::new("agent");
+    let connect = || {
+        let stream = UnixStream::connect(&socket.0).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream
+    };
+    let port = Port::listening(socket.listener(), |_| true);
+    let mut host = agent_at(port, connect(), None, || (None, None));
+    host.hello(1);
+    host.start(0, "t", "seq 1 100000; read line; echo $line; exit 4", true);
+    host.attach(0, 0, 0);
+    let mut outputs: [Vec<u8>; 2] = Default::default();
+    // All that is sent without an acknowledgement, so that nothing is left that would reset the connection.
+    while outputs[0].len() < OUTPUT_WINDOW {
+        let Frame { header, payload } = host.next();
+        if header.kind == Kind::Output {
+            outputs[0].extend(payload);
+        }
+    }
+    let second = connect();
+    let mut half = Vec::new();
+    encode(tag(&host.nonce), Header::new(Kind::Stdin, 0), &[7; MAX_PAYLOAD], &mut half);
+    host.stream.write_all(&half[..60]).unwrap();
+    // It died within a frame, which must not swallow what the next one begins with.
+    host.stream = second;
+    host.hello_after(2, short_preamble(&[2; NONCE]).to_vec(), "h");
+    host.attach(0, outputs[0].len(), 0);
+    host.send(Kind::Stdin, 0, 0, 0, b"last\n");
+    assert_eq!(host.end(0, &mut outputs), exited(4));
+    let expected: String = (1..=100_000).map(|line| format!("{line}\n")).chain(["last\n".to_owned()]).collect();
+    assert!(outputs[0] == expected.as_bytes(), "{} of {} bytes", outputs[0].len(), expected.len());
+    // Its last words count, though it does not wait for an answer.
+    host.send(Kind::Forget, 0, 0, 0, b"");
+    host.start(1, "t", "echo $$; sleep 60", false);
+    host.stream = connect();
+    let ack: HelloAck = message::decode("ack", &host.hello(3).payload).unwrap();
+    assert!(
+        matches!(ack.processes[..], [ProcessStatus { process: 1, state: ProcessState::Running { .. }, .. }]),
+        "{ack:?}"
+    );
 }
 
 #[test]

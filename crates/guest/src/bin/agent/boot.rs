@@ -1,13 +1,11 @@
 //! The boot, step by step: from the kernel's first process to a machine that can run commands.
 
 use std::fs;
-use std::os::fd::OwnedFd;
 
-use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, setrlimit};
-use rustix::system::finit_module;
 
 use crate::agent::Ground;
+use crate::channel;
 use crate::console;
 use crate::disks;
 use crate::errors::{BootError, During};
@@ -16,7 +14,8 @@ use crate::freeze::Freezer;
 use crate::hook::{self, Hooks};
 use crate::identity::{self, Identity};
 use crate::memory;
-use crate::port::open_port;
+use crate::modules;
+use crate::port::Port;
 use crate::root;
 use crate::spawn::Held;
 use crate::still::Still;
@@ -29,7 +28,7 @@ const NOFILE: Rlimit = Rlimit { current: Some(524_288), maximum: Some(524_288) }
 const QUIET: [(&str, &str); 2] = [("/proc/sys/vm/compaction_proactiveness", "0"), ("/proc/sys/vm/stat_interval", "10")];
 
 /// Boots. An error means that the host cannot even be told; what it can be told is the inner result.
-pub(crate) fn boot() -> Result<(OwnedFd, Result<Ground, String>), String> {
+pub(crate) fn boot() -> Result<(Port, Result<Ground, String>), String> {
     let (uevents, port) = open_channel().map_err(|error| error.to_string())?;
     let ground = prepare(&uevents).map_err(|error| error.to_string());
     if let Err(why) = &ground {
@@ -38,26 +37,12 @@ pub(crate) fn boot() -> Result<(OwnedFd, Result<Ground, String>), String> {
     Ok((port, ground))
 }
 
-fn open_channel() -> Result<(Uevents, OwnedFd), BootError> {
+fn open_channel() -> Result<(Uevents, Port), BootError> {
     root::mount_kernel_file_systems()?;
     let uevents = Uevents::subscribe().during(|| "subscribe to device events".to_owned())?;
-    load_modules()?;
-    let port = open_port(&uevents)?;
+    modules::load(modules::ALWAYS)?;
+    let port = channel::open(&uevents)?;
     Ok((uevents, port))
-}
-
-/// Loads the modules that the initramfs lists, dependencies first.
-fn load_modules() -> Result<(), BootError> {
-    let order = fs::read_to_string("/modules/order").during(|| "read /modules/order".to_owned())?;
-    for name in order.lines().filter(|line| !line.is_empty()) {
-        let path = format!("/modules/{name}");
-        let file = fs::File::open(&path).during(|| format!("open the module {name}"))?;
-        match finit_module(&file, c"", 0) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(error).during(|| format!("load the module {name}")),
-        }
-    }
-    Ok(())
 }
 
 fn prepare(uevents: &Uevents) -> Result<Ground, BootError> {

@@ -23,7 +23,10 @@ pub(crate) enum BootError {
     #[error("{0} on the layer disk is not a directory; make the layer anew")]
     Layer(&'static str),
     /// No guest channel.
-    #[error("no virtio-serial port is named {0}; give the machine a virtserialport of this name")]
+    #[error(
+        "there is no virtio-serial port of the name {0} and no vsock device; give the machine a virtserialport of this \
+         name, or a vsock"
+    )]
     NoPort(&'static str),
 }
 

@@ -10,6 +10,7 @@
 mod agent;
 mod alert;
 mod boot;
+mod channel;
 mod disks;
 mod errors;
 mod etc;
@@ -19,6 +20,7 @@ mod hook;
 mod identity;
 mod input;
 mod memory;
+mod modules;
 mod output;
 mod port;
 mod process;
@@ -30,6 +32,7 @@ mod spawn;
 mod still;
 mod uevents;
 mod users;
+mod vsock;
 mod window;
 
 use std::io::Write;

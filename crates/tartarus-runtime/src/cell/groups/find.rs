@@ -71,7 +71,7 @@ impl Groups {
     /// # Errors
     /// Which controller there is not, or not to be written, and what to do.
     pub fn find() -> Result<Self, String> {
-        let path = "/proc/self/mountinfo";
+        let path = "/proc/thread-self/mountinfo";
         let mounts = fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?;
         find(&mounts, |mount| fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default())
     }
