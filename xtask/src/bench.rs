@@ -71,6 +71,9 @@ pub(crate) struct Start {
     /// Exits with 1 when a bar is missed, and with 2 when there is no docker to compare with
     #[arg(long)]
     check: bool,
+    /// The driver that sandboxes run with, as in `tartarus up --driver`
+    #[arg(long, value_name = "DRIVER")]
+    driver: Option<String>,
     /// A folder with `tartarus` and `examples/bare_restore`; otherwise they are built
     #[arg(long, value_name = "DIR")]
     prebuilt: Option<PathBuf>,
@@ -118,8 +121,10 @@ impl Start {
         let plan = self.plan();
         println!("{}", sh::bold("getting ready"));
         // What idle clones use is measured; what they may use at most is more than a small machine has.
-        let options: &[&str] = if self.idle.is_some() { &["--overcommit", "4"] } else { &[] };
-        let server = Arc::new(Server::start(scratch, &programs.join("tartarus"), tar, options)?);
+        let overcommit = self.idle.map(|_| ["--overcommit", "4"]);
+        let driver = self.driver.as_deref().map(|driver| ["--driver", driver]);
+        let options: Vec<&str> = overcommit.into_iter().chain(driver).flatten().collect();
+        let server = Arc::new(Server::start(scratch, &programs.join("tartarus"), tar, &options)?);
         server.make_template()?;
         let mut field = Field::gather(self, scratch, &server, programs, tar, plan.most())?;
 
@@ -176,7 +181,8 @@ impl Field {
     ) -> Result<Self> {
         let mut rows: Vec<Row> = ours::rows(server);
         let mut daemons = Vec::new();
-        if wanted.wants(bare::BARE) {
+        // Its sequence is that of QEMU, translating.
+        if wanted.wants(bare::BARE) && wanted.driver.as_deref().is_none_or(|driver| driver == "qemu-tcg") {
             let (row, seats) = bare::row(scratch, server, &programs.join("examples/bare_restore"), slots);
             rows.push(row);
             daemons.extend(seats);

@@ -156,6 +156,8 @@ pub(crate) struct UpArgs {
 pub(crate) enum DriverChoice {
     /// The fastest that boots the guest kernel
     Auto,
+    /// Firecracker, with its jailer
+    Firecracker,
     /// QEMU with KVM
     QemuKvm,
     /// QEMU alone

@@ -91,6 +91,7 @@ async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
 
     let wanted = match args.driver {
         DriverChoice::Auto => Wanted::Auto,
+        DriverChoice::Firecracker => Wanted::Firecracker,
         DriverChoice::QemuKvm => Wanted::QemuKvm,
         DriverChoice::QemuTcg => Wanted::QemuTcg,
     };

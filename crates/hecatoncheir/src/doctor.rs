@@ -7,6 +7,9 @@ use tartarus_api::doctor::{Check, Status};
 use tartarus_runtime::cell::Cell;
 use tartarus_runtime::host::Tsc;
 use tartarus_runtime::qemu;
+use tartarus_runtime::supervisor::Program;
+
+use crate::choice;
 
 /// How long a try of a cell may take; the first copies some 50 MB.
 const CELL: Duration = Duration::from_secs(30);
@@ -17,7 +20,7 @@ fn check(name: &str, status: Status, found: impl Into<String>, advice: Option<&s
 
 /// Every check that needs no kernel.
 pub(crate) async fn checks(data: &Path, tsc: Tsc) -> Vec<Check> {
-    let mut checks = vec![hypervisor().await];
+    let mut checks = vec![hypervisor().await, firecracker().await, kvm()];
     for (program, package, what) in [
         ("sqfstar", "squashfs-tools", "image import"),
         ("mke2fs", "e2fsprogs", "sandbox disks"),
@@ -46,6 +49,37 @@ async fn hypervisor() -> Check {
         Err(e) => {
             let advice = "install QEMU (Debian: apt-get install qemu-system-x86)";
             check("hypervisor", Status::Fail, e.to_string(), Some(advice))
+        }
+    }
+}
+
+async fn firecracker() -> Check {
+    let name = "firecracker";
+    if tartarus_runtime::firecracker::find().is_none() {
+        return check(name, Status::Ok, "not there, and not needed", None);
+    }
+    // It is not started: nobody supervises anything.
+    match choice::open_firecracker(Program(Vec::new())).await {
+        Ok(driver) => check(name, Status::Ok, driver.build, None),
+        Err(why) => {
+            let advice = "Firecracker and the jailer of the same release belong into one folder on the PATH;                           until then QEMU is used";
+            check(name, Status::Warn, why, Some(advice))
+        }
+    }
+}
+
+fn kvm() -> Check {
+    match choice::kvm_opens() {
+        Ok(()) => {
+            check("kvm", Status::Ok, "/dev/kvm can be opened; whether a guest boots, the driver's line says", None)
+        }
+        Err(why) => {
+            let advice = if Path::new("/dev/kvm").exists() {
+                "let this user open it (sudo usermod -aG kvm USER, and log in again); until then guests are translated"
+            } else {
+                "guests are translated, several times as slow: turn virtualisation on in the firmware, or nested                  virtualisation for this virtual machine"
+            };
+            check("kvm", Status::Warn, why, Some(advice))
         }
     }
 }
@@ -84,7 +118,9 @@ async fn cell(dir: PathBuf) -> Check {
         Err(_) => Err(format!("it takes longer than {} s", CELL.as_secs())),
     };
     match tried {
-        Ok(true) => check("cell", Status::Ok, "each hypervisor has a user id, files and namespaces of its own", None),
+        Ok(true) => {
+            check("cell", Status::Ok, "each hypervisor has a user id, files, limits and namespaces of its own", None)
+        }
         Ok(false) => {
             let advice = "it runs as this user, with QEMU's seccomp filter and no new privileges; root can lock it up";
             check("cell", Status::Warn, "not as an ordinary user", Some(advice))

@@ -18,7 +18,7 @@ use tartarus_runtime::supervisor::Program;
 use tartarus_types::{MIB, Refusal, Timestamp};
 use tokio_util::io::StreamReader;
 
-use crate::choice::{Chooser, Chosen, Wanted};
+use crate::choice::{Candidate, Chooser, Chosen, Wanted};
 use crate::doctor;
 use crate::workbench::Golden;
 use crate::workshop::CannotStart;
@@ -44,7 +44,7 @@ pub struct HostOptions {
 pub struct HostStore {
     root: PathBuf,
     pub(crate) blobs: Arc<BlobStore>,
-    kernels: Arc<KernelStore>,
+    pub(crate) kernels: Arc<KernelStore>,
     pub(crate) layers: Arc<Layers>,
     pub(crate) snapshots: Snapshots,
     pub(crate) bases: Bases,
@@ -66,17 +66,19 @@ impl HostStore {
         let HostOptions { wanted, program, agent, loaded_limit, clock } = options;
         let role = |name: &str| Program(vec![program.clone(), name.into()]);
         let bases = Bases::open(&root.join("keeper"), role("keep"), loaded_limit).await.map_err(Refusal::internal)?;
+        let kernels = KernelStore::open(root.join("kernels"))?;
+        let (probes, cells) = (root.join("probe"), root.join("cells"));
+        let chooser = Chooser::new(probes, cells, wanted, role("supervise"), kernels.clone());
         Ok(Arc::new(Self {
             root: root.to_owned(),
             blobs: Arc::new(BlobStore::open(root.join("blobs")).map_err(Refusal::internal)?),
-            kernels: Arc::new(KernelStore::open(root.join("kernels"))?),
+            kernels: Arc::new(kernels),
             layers: Arc::new(Layers::open(root.join("layers"))?),
             snapshots: Snapshots::open(root.join("snapshots"))?,
             bases,
             loaded_limit,
             clock,
-            chooser: Chooser::new(root.join("probe"), root.join("cells"), wanted, role("supervise"))
-                .map_err(Refusal::internal)?,
+            chooser: chooser.map_err(Refusal::internal)?,
             agent,
             agent_digest: Digest::of(agent).hex(),
             distrust: Mutex::default(),
@@ -131,17 +133,9 @@ impl HostStore {
         Ok((kernel.vmlinuz, initramfs))
     }
 
-    /// The kernel as an uncompressed ELF file, for a hypervisor that does not unpack it; made at first use.
-    ///
-    /// # Errors
-    /// When it is not here, or no ELF file can be made of it.
-    pub async fn kernel_elf(&self, digest: &str) -> Result<PathBuf, Refusal> {
-        Ok(self.kernels.elf(digest).await?)
-    }
-
     pub(crate) async fn choose(&self, kernel: &str, reprobe: bool) -> Result<(Arc<dyn Driver>, Chosen), CannotStart> {
         let (vmlinuz, initramfs) = self.kernel(kernel).await?;
-        self.chooser.choose(kernel, &vmlinuz, &initramfs, reprobe).await
+        self.chooser.choose(Candidate { digest: kernel, vmlinuz: &vmlinuz, initramfs: &initramfs }, reprobe).await
     }
 
     /// The same for a kernel whose files are known.
@@ -151,7 +145,7 @@ impl HostStore {
         vmlinuz: &Path,
         initramfs: &Path,
     ) -> Result<(Arc<dyn Driver>, Chosen), CannotStart> {
-        self.chooser.choose(kernel, vmlinuz, initramfs, false).await
+        self.chooser.choose(Candidate { digest: kernel, vmlinuz, initramfs }, false).await
     }
 
     /// Probes for a driver and loads golden snapshots, newest first, ahead of the first sandbox, so that it need not
@@ -284,9 +278,9 @@ impl HostStore {
                 ("unknown".to_owned(), why, Status::Unknown, Some("add a kernel: tartarus kernel add".to_owned()))
             }
             Some(kernel) => match self.choose(kernel, reprobe).await {
-                Ok((_, Chosen { driver, why, detail })) => {
+                Ok((_, Chosen { kind, why, detail })) => {
                     let advice = detail.map(|how| format!("what the probe of KVM saw: {how}"));
-                    (driver.to_owned(), why, Status::Ok, advice)
+                    (kind.name().to_owned(), why, Status::Ok, advice)
                 }
                 Err(e) => ("none".to_owned(), e.why, Status::Fail, None),
             },

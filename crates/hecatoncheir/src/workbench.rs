@@ -194,6 +194,8 @@ impl Workshop for HostStore {
                 (layer, Start::Cold { why: not.why, files })
             }
         };
+        let kernel =
+            if driver.takes_elf() { self.kernels.elf(&spec.kernel).await.map_err(CannotStart::retry)? } else { kernel };
         let Shape { cpus, memory_mib } = shape(spec);
         let machine = Machine { dir: dir.to_owned(), cpus, memory_mib, kernel, initramfs, base, layer };
         Ok(Ready { machine, driver, start })

@@ -164,6 +164,11 @@ pub trait Driver: Send + Sync + 'static {
         true
     }
 
+    /// Whether its kernel must be an uncompressed ELF file.
+    fn takes_elf(&self) -> bool {
+        false
+    }
+
     /// Boots a machine. When this returns its sockets can be connected to; the guest is still booting. It ends itself
     /// at the deadlines even when this process is gone.
     ///

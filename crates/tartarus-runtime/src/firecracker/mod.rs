@@ -125,6 +125,10 @@ impl Driver for Firecracker {
         false
     }
 
+    fn takes_elf(&self) -> bool {
+        true
+    }
+
     async fn boot(&self, machine: &Machine, deadlines: Deadlines) -> Result<Box<dyn Vm>, RuntimeError> {
         self.start(machine, Start::Boot, deadlines).await
     }
