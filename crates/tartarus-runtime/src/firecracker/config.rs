@@ -6,7 +6,7 @@ use super::api::{
     RateLimiter, Request, TokenBucket, Vsock,
 };
 use super::jail::{AGENT, BASE, INITRAMFS, KERNEL, LAYER, STATE};
-use crate::driver::{DISK_BYTES_PER_SECOND, DISK_REQUESTS_PER_SECOND, Machine};
+use crate::driver::{DISK_BYTES, DISK_REQUESTS, Machine, Rate};
 use crate::qemu::MAC;
 
 /// What of the configuration a snapshot depends on, beside kernel, processors and memory.
@@ -23,11 +23,9 @@ const GUEST_CID: u32 = 3;
 
 /// Milliseconds between two portions of what a disk may do.
 const PORTION: u64 = 100;
-/// Each disk has its own limit, half of what both may do together. Ten seconds' worth may come in one, so that a start never
-/// waits for it.
-fn half(each_second: u64) -> TokenBucket {
-    let half = each_second / 2;
-    TokenBucket { size: half * PORTION / 1000, refill_time: PORTION, one_time_burst: half * 10 }
+/// Each disk has its own limit, half of what both may do together.
+fn half(rate: Rate) -> TokenBucket {
+    TokenBucket { size: rate.per_second / 2 * PORTION / 1000, refill_time: PORTION, one_time_burst: rate.at_once / 2 }
 }
 
 /// What a machine boots with.
@@ -40,7 +38,7 @@ pub(super) fn configuration(machine: &Machine) -> Configuration {
         is_read_only,
         // The layer is thrown away with the machine: nothing of it needs to reach the disk.
         cache_type: CacheType::Unsafe,
-        rate_limiter: RateLimiter { bandwidth: half(DISK_BYTES_PER_SECOND), ops: half(DISK_REQUESTS_PER_SECOND) },
+        rate_limiter: RateLimiter { bandwidth: half(DISK_BYTES), ops: half(DISK_REQUESTS) },
     };
     Configuration {
         boot_source: BootSource { kernel_image_path: KERNEL, initrd_path: INITRAMFS, boot_args: ARGUMENTS },
@@ -81,7 +79,7 @@ mod tests {
             base: "/b/a,b.sqsh".into(),
             layer: Layer::raw(Path::new("/d/layer").into()),
         };
-        let limit = r#""rate_limiter":{"bandwidth":{"size":26843545,"refill_time":100,"one_time_burst":2684354560},"ops":{"size":1000,"refill_time":100,"one_time_burst":100000}}"#;
+        let limit = r#""rate_limiter":{"bandwidth":{"size":6710886,"refill_time":100,"one_time_burst":268435456},"ops":{"size":500,"refill_time":100,"one_time_burst":25000}}"#;
         let expected = format!(
             "{}{}{}{}{}",
             r#"{"boot-source":{"kernel_image_path":"/kernel","initrd_path":"/initramfs","boot_args":"console=ttyS0 quiet panic=-1 reboot=k pci=off i8042.noaux i8042.nomux i8042.dumbkbd nowatchdog lsm=landlock,yama"},"#,

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{
     AGENT_FD, Accel, BASE_FD, INITRAMFS_FD, KERNEL_FD, LAYER_FD, LAYER_READ_FD, MEMORY_FD, OVER_FD, QMP_FD, STATE_FD,
 };
-use crate::driver::{DISK_BYTES_PER_SECOND, DISK_REQUESTS_PER_SECOND, DiskFormat, Machine, RuntimeError};
+use crate::driver::{DISK_BYTES, DISK_REQUESTS, DiskFormat, Machine, RuntimeError};
 
 /// The card's address: locally administered, the same in every machine, since each has a network of its own.
 pub(crate) const MAC: &str = "02:54:54:00:00:01";
@@ -161,11 +161,10 @@ pub(super) fn argv(program: &Path, accel: Accel, machine: &Machine, start: Start
     Ok(args)
 }
 
-/// Both disks draw on one group. Ten seconds' worth may come in one, so that a start never waits for it.
+/// Both disks draw on one group.
 fn throttle() -> String {
-    let limits = [("bps", DISK_BYTES_PER_SECOND), ("iops", DISK_REQUESTS_PER_SECOND)];
-    let limits = limits.map(|(unit, rate)| {
-        format!("throttling.{unit}-total={rate},throttling.{unit}-total-max={}", rate.saturating_mul(10))
+    let limits = [("bps", DISK_BYTES), ("iops", DISK_REQUESTS)].map(|(unit, rate)| {
+        format!("throttling.{unit}-total={},throttling.{unit}-total-max={}", rate.per_second, rate.at_once)
     });
     format!("throttling.group=disks,{}", limits.join(","))
 }
@@ -201,8 +200,8 @@ mod tests {
     /// Machine shape v1 is final: snapshots taken with it must fit. Compare with care before changing this text.
     #[test]
     fn the_shape_is_what_it_was() {
-        let throttle = "throttling.group=disks,throttling.bps-total=536870912,throttling.bps-total-max=5368709120,\
-                        throttling.iops-total=20000,throttling.iops-total-max=200000";
+        let throttle = "throttling.group=disks,throttling.bps-total=134217728,throttling.bps-total-max=536870912,\
+                        throttling.iops-total=10000,throttling.iops-total-max=50000";
         assert_eq!(
             line(TCG, &machine(), Start::Boot).replace(throttle, "THROTTLE"),
             "qemu -M microvm,acpi=on,isa-serial=on,memory-backend=ram,suppress-vmdesc=on -accel tcg,tb-size=64 \
