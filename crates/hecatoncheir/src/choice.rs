@@ -15,7 +15,7 @@ use std::sync::Arc;
 use erebus::kernels::KernelStore;
 use serde::{Deserialize, Serialize};
 use tartarus_runtime::Driver;
-use tartarus_runtime::cell::Cell;
+use tartarus_runtime::cell::{Cell, Groups};
 use tartarus_runtime::firecracker::{self, Firecracker};
 use tartarus_runtime::host::{self, Tsc};
 use tartarus_runtime::qemu::{self, Accel, Qemu};
@@ -53,8 +53,8 @@ type Known = (Arc<dyn Driver>, Chosen);
 /// Tells a program's file from the one that an upgrade puts in its place.
 type Stamp = (u64, u64, i64, i64);
 
-/// QEMU's and Firecracker's.
-type Programs = [Option<Stamp>; 2];
+/// QEMU, Firecracker and its jailer.
+type Programs = [Option<Stamp>; 3];
 
 fn stamp(program: PathBuf) -> Option<Stamp> {
     let meta = std::fs::metadata(program).ok()?;
@@ -115,6 +115,13 @@ impl Chooser {
         made.map_err(CannotStart::retry)?.map_err(failed)
     }
 
+    /// Nothing runs any more: what no other node of the host needs goes.
+    pub(crate) fn close(&self) {
+        if let (true, Ok(groups)) = (rustix::process::geteuid().is_root(), Groups::find()) {
+            groups.remove_parent();
+        }
+    }
+
     /// Takes over machines of any driver: by then they only have a supervisor.
     pub(crate) fn adopter(&self) -> Arc<dyn Driver> {
         self.qemu(Path::new(qemu::PROGRAM), "", Accel::Kvm, None)
@@ -123,7 +130,9 @@ impl Chooser {
     /// The driver for a kernel, and why. Probes if it must; concurrent callers wait for the same probe.
     pub(crate) async fn choose(&self, kernel: Candidate<'_>, reprobe: bool) -> Result<Known, CannotStart> {
         let mut known = self.known.lock().await;
-        let now = [qemu::find(), firecracker::find()].map(|program| program.and_then(stamp));
+        let lighter = firecracker::find();
+        let jailer = lighter.as_deref().and_then(|program| firecracker::jailer(program).ok());
+        let now = [qemu::find(), lighter, jailer].map(|program| program.and_then(stamp));
         if !reprobe
             && let Some((then, (driver, chosen))) = known.get(kernel.digest)
             && *then == now
@@ -137,8 +146,11 @@ impl Chooser {
             Found::Works(_) => (Found::Absent("not looked for".to_owned()), None),
             _ => self.try_kvm(kernel, reprobe).await?,
         };
-        let chosen = decide(self.wanted, &lighter, &kvm).map_err(CannotStart::never)?;
-        tracing::info!(driver = chosen.kind.name(), why = %chosen.why, "driver chosen");
+        // What could not be tried now may be the better one the next time.
+        let for_now = [&lighter, &kvm].into_iter().any(|found| matches!(found, Found::Untried(_)));
+        let refused = |why| CannotStart { why, retry: for_now };
+        let chosen = decide(self.wanted, &lighter, &kvm).map_err(refused)?;
+        tracing::info!(driver = chosen.kind.name(), why = %chosen.why, passed_over = chosen.detail, "driver chosen");
         let driver = match (chosen.kind, with_it) {
             (Kind::Firecracker, Some(driver)) => driver,
             (kind, _) => {
@@ -149,7 +161,9 @@ impl Chooser {
                 self.qemu(&program, &build, accel, cell)
             }
         };
-        known.insert(kernel.digest.to_owned(), (now, (driver.clone(), chosen.clone())));
+        if !for_now {
+            known.insert(kernel.digest.to_owned(), (now, (driver.clone(), chosen.clone())));
+        }
         Ok((driver, chosen))
     }
 
@@ -180,29 +194,41 @@ impl Chooser {
         reprobe: bool,
     ) -> (Found, Option<Arc<dyn Driver>>) {
         let absent = |why: String| (Found::Absent(why), None);
+        let untried = |why: String| (Found::Untried(why), None);
         if !considers(self.wanted, Kind::Firecracker) {
             return absent("not looked for".to_owned());
         }
-        let driver = match open_firecracker(self.supervisor.clone()).await {
-            Ok(driver) => driver,
-            Err(why) => return absent(why),
-        };
+        if firecracker::find().is_none() {
+            return absent("there is no Firecracker on the PATH, nor in TARTARUS_FIRECRACKER".to_owned());
+        }
+        if !rustix::process::geteuid().is_root() {
+            return absent("Firecracker's jailer takes root".to_owned());
+        }
         if let Err(why) = kvm_opens() {
             return absent(why);
         }
-        if first && let Err(error) = driver.remove_others() {
-            tracing::warn!(error = %error, "control groups of machines that have ended stay");
+        let driver = match open_firecracker(self.supervisor.clone()).await {
+            Ok(driver) => driver,
+            Err(why) => return untried(why),
+        };
+        if first {
+            let others = driver.clone();
+            let removed = tokio::task::spawn_blocking(move || others.remove_others()).await;
+            if let Some(error) = removed.map_or_else(|e| Some(e.to_string()), |done| done.err().map(|e| e.to_string()))
+            {
+                tracing::warn!(error, "control groups of machines that have ended stay");
+            }
         }
         let driver: Arc<dyn Driver> = Arc::new(driver);
         let elf = match self.kernels.elf(kernel.digest).await {
             Ok(elf) => elf,
-            Err(e) => return absent(e.to_string()),
+            Err(e) => return untried(e.to_string()),
         };
         let build = driver.fingerprint().build;
         match self.probe(kernel, Kind::Firecracker, &build, &*driver, elf, reprobe).await {
             Ok(found) => (found, Some(driver)),
             // Another driver may start.
-            Err(e) => absent(e.why),
+            Err(e) => untried(e.why),
         }
     }
 
@@ -244,8 +270,11 @@ impl Chooser {
     ) -> Result<Found, CannotStart> {
         let path = self.dir.join(format!("probe-{}.json", kind.name()));
         let boot = host::boot_id();
+        // The initramfs is named by the agent in it.
+        let agent = kernel.initramfs.file_name().unwrap_or_default().display();
+        let guest = format!("{} {agent}", kernel.digest);
         if let Ok(Some(known)) = read_json::<Probe>(&path)
-            && (known.boot == boot && known.kernel == kernel.digest && known.build == build)
+            && (known.boot == boot && known.kernel == guest && known.build == build)
             && !reprobe
         {
             return Ok(known.found);
@@ -254,18 +283,14 @@ impl Chooser {
         // A guest that was not even started proves nothing, so nothing is remembered of it.
         let dir = self.dir.join("probe");
         let found = probe::probe(&dir, driver, image, kernel.initramfs.to_owned()).await.map_err(CannotStart::retry)?;
-        let (kernel, build) = (kernel.digest.to_owned(), build.to_owned());
-        let _ = write_json(&path, &Probe { boot, kernel, build, found: found.clone() });
+        let _ = write_json(&path, &Probe { boot, kernel: guest, build: build.to_owned(), found: found.clone() });
         Ok(found)
     }
 }
 
 /// Firecracker with its jailer, or why not.
 pub(crate) async fn open_firecracker(supervisor: Program) -> Result<Firecracker, String> {
-    let program = firecracker::find().ok_or("there is no Firecracker on the PATH, nor in TARTARUS_FIRECRACKER")?;
-    if !rustix::process::geteuid().is_root() {
-        return Err("Firecracker's jailer takes root".to_owned());
-    }
+    let program = firecracker::find().ok_or("there is no Firecracker")?;
     Firecracker::open(&program, supervisor).await.map_err(|e| e.to_string())
 }
 

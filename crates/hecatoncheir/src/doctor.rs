@@ -60,11 +60,14 @@ async fn firecracker() -> Check {
     if tartarus_runtime::firecracker::find().is_none() {
         return check(name, Status::Ok, "not there, and not needed", None);
     }
+    if !rustix::process::geteuid().is_root() {
+        return check(name, Status::Ok, "there, for root alone: its jailer takes root", None);
+    }
     // It is not started: nobody supervises anything.
     match choice::open_firecracker(Program(Vec::new())).await {
         Ok(driver) => check(name, Status::Ok, driver.build, None),
         Err(why) => {
-            let advice = "Firecracker and the jailer of the same release belong into one folder on the PATH;                           until then QEMU is used";
+            let advice = "Firecracker and the jailer of the same release belong into one folder on the PATH; until then QEMU is used";
             check(name, Status::Warn, why, Some(advice))
         }
     }
@@ -79,7 +82,7 @@ fn kvm() -> Check {
             let advice = if Path::new("/dev/kvm").exists() {
                 "let this user open it (sudo usermod -aG kvm USER, and log in again); until then guests are translated"
             } else {
-                "guests are translated, several times as slow: turn virtualisation on in the firmware, or nested                  virtualisation for this virtual machine"
+                "guests are translated, several times as slow: turn virtualisation on in the firmware, or nested virtualisation for this virtual machine"
             };
             check("kvm", Status::Warn, why, Some(advice))
         }
@@ -109,7 +112,7 @@ fn user() -> Check {
 /// Locks the hypervisor up, and looks whether it runs.
 async fn cell(dir: PathBuf) -> Check {
     let tried = tokio::task::spawn_blocking(move || {
-        let program = qemu::find().ok_or("there is no hypervisor")?;
+        let program = qemu::find().ok_or("there is no QEMU to lock up")?;
         match Cell::open(&dir, &program, None).map_err(|e| e.to_string())? {
             None => Ok(false),
             Some(cell) => cell.check(&program).map(|()| true),

@@ -97,6 +97,7 @@ impl HostStore {
     /// Lets go of all loaded memory: nothing runs any more.
     pub async fn close(&self) {
         self.bases.close().await;
+        self.chooser.close();
     }
 
     /// Identifies the guest agent that new guests get.
@@ -279,7 +280,7 @@ impl HostStore {
             }
             Some(kernel) => match self.choose(kernel, reprobe).await {
                 Ok((_, Chosen { kind, why, detail })) => {
-                    let advice = detail.map(|how| format!("what the probe of KVM saw: {how}"));
+                    let advice = detail.map(|how| format!("passed over: {how}"));
                     (kind.name().to_owned(), why, Status::Ok, advice)
                 }
                 Err(e) => ("none".to_owned(), e.why, Status::Fail, None),

@@ -10,11 +10,17 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::cell::Limits;
 use crate::supervisor::{Deadlines, VmExit};
 
 /// What a hypervisor needs beside its guest's memory, in MiB: measured under TCG, which needs the most. A node reserves it
 /// for each machine, and its cell's limit has it.
 pub const OVERHEAD_MIB: u64 = 96;
+
+/// A hypervisor's work for its guest's devices and console, beside the processors', in hundredths of a processor.
+const OWN_PERCENT: u32 = 50;
+/// What a file may be longer than the longest disk: tables of a qcow2 layer, a state that is saved.
+const FILE_SLACK: u64 = 256 << 20;
 
 /// A rate that the hypervisor keeps its guest to.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +56,28 @@ pub struct Machine {
     pub base: PathBuf,
     /// The writable layer.
     pub layer: Layer,
+}
+
+impl Machine {
+    /// What its hypervisor may use of the host, with so many threads beside those of its processors. Blocks, for a moment.
+    ///
+    /// # Errors
+    /// When a disk cannot be looked at.
+    pub(crate) fn limits(&self, threads: u32) -> io::Result<Limits> {
+        let mut longest = std::fs::metadata(&self.layer.path)?.len();
+        if let DiskFormat::Overlay { over } = &self.layer.format {
+            longest = longest.max(std::fs::metadata(over)?.len());
+        }
+        // The kernel's tables of the guest's memory are charged as well, twice with KVM: 8 bytes for each 4 KiB.
+        let own = OVERHEAD_MIB + u64::from(self.memory_mib) / 128 + 8 * u64::from(self.cpus.saturating_sub(1));
+        Ok(Limits {
+            cpu_percent: self.cpus.saturating_mul(100).saturating_add(OWN_PERCENT),
+            cpu_weight: self.cpus.saturating_mul(100),
+            memory_bytes: (u64::from(self.memory_mib) + own) << 20,
+            threads: self.cpus.saturating_add(threads),
+            file_bytes: longest.saturating_add(FILE_SLACK),
+        })
+    }
 }
 
 /// The writable layer of a machine.
@@ -221,6 +249,10 @@ pub trait Vm: Send + Sync + 'static {
     /// # Errors
     /// When the hypervisor is gone.
     async fn channel(&self) -> Result<Box<dyn Channel>, RuntimeError>;
+
+    /// A connection to the guest of a machine that stands still, for a hypervisor that must see its client before the machine
+    /// goes on. `None` where there can be none: where the guest itself would have to answer, or the hypervisor is gone.
+    async fn channel_while_paused(&self) -> Option<Box<dyn Channel>>;
 
     /// Replaces the deadlines. They hold when this returns, also when this process dies then.
     ///

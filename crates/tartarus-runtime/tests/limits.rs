@@ -16,7 +16,8 @@ use tartarus_runtime::{Cause, Deadlines, Driver, Layer as Disk, Machine, Vm};
 /// Set where these tests run inside of a guest.
 const IN_GUEST: &str = "TARTARUS_TEST_IN_GUEST";
 
-const LIMITS: Limits = Limits { cpu_percent: 50, cpu_weight: 100, memory_bytes: 64 << 20, threads: 40 };
+const LIMITS: Limits =
+    Limits { cpu_percent: 50, cpu_weight: 100, memory_bytes: 64 << 20, threads: 40, file_bytes: 1 << 20 };
 
 fn cell(dir: &Path) -> Option<Cell> {
     if !rustix::process::geteuid().is_root() {
@@ -60,8 +61,8 @@ async fn processor_time_is_bounded() {
     let (free, _) = probe::launch(probe::of(Some(cell.clone()), "spin")).await;
     let (bound, _) = probe::launch(limited(&cell, "spin")).await;
     let (free, bound): (u64, u64) = (free.trim().parse().unwrap(), bound.trim().parse().unwrap());
-    assert!((300..700).contains(&bound), "{bound} ms of processor time in a second, 500 are allowed");
-    eprintln!("{free} ms without a limit, {bound} with 500");
+    // Others may want the processors as well, so it may get less.
+    assert!(bound < 700 && bound < free, "{bound} ms of processor time in a second, 500 are allowed; {free} without");
 }
 
 #[tokio::test]
@@ -85,10 +86,10 @@ async fn threads_are_bounded() {
 
 #[tokio::test]
 async fn a_group_goes_with_its_hypervisor_also_when_the_supervisor_is_killed() {
-    let [cells, dir, other] = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let [cells, dir, other, locks] = [(); 4].map(|()| tempfile::tempdir().unwrap());
     let Some(mut cell) = cell(cells.path()) else { return };
     // Of its own, as its groups have no names but those of user ids.
-    cell.locks = cells.path().join("locks");
+    cell.locks = locks.path().to_owned();
     cell.groups.parent = format!("tartarus-test-{}", std::process::id());
     let own = || groups(&cell.groups.parent).len();
     let mut launch = limited(&cell, "spin");
@@ -115,6 +116,8 @@ async fn a_group_goes_with_its_hypervisor_also_when_the_supervisor_is_killed() {
     drop(owner);
     cell.remove_others().unwrap();
     assert_eq!(own(), 0);
+    let left = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().any(|e| e.path().join(&cell.groups.parent).exists());
+    assert!(!left, "the parent of all of them");
 }
 
 /// A host like this one may have no controller in version 2; the kernel of our guests has them all there. So these tests run

@@ -10,7 +10,8 @@ use support::probe;
 use tartarus_runtime::cell::{Cell, Layer, Limits};
 use tartarus_runtime::supervisor::Launch;
 
-const LIMITS: Limits = Limits { cpu_percent: 100, cpu_weight: 100, memory_bytes: 256 << 20, threads: 40 };
+const LIMITS: Limits =
+    Limits { cpu_percent: 100, cpu_weight: 100, memory_bytes: 256 << 20, threads: 40, file_bytes: 1 << 20 };
 
 /// All that a hypervisor can reach. Whoever adds a line says why it must be there.
 const LIST: &str = "\

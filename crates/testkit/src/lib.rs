@@ -290,6 +290,10 @@ impl Vm for FakeVm {
         Ok(Box::new(host))
     }
 
+    async fn channel_while_paused(&self) -> Option<Box<dyn Channel>> {
+        self.channel().await.ok()
+    }
+
     async fn set_deadlines(&self, _deadlines: Deadlines) -> Result<(), RuntimeError> {
         Ok(())
     }

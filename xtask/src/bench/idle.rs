@@ -115,7 +115,7 @@ fn watch(server: &Server, row: &Row, pids: &[u32], alone: u64, before: f64, keep
 fn beside_hypervisors(server: &Server) -> u64 {
     let resident = |pid: u32| {
         let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let hypervisor = text.lines().next().is_some_and(|line| line.contains("qemu-system"));
+        let hypervisor = text.lines().next().is_some_and(process::is_hypervisor);
         if hypervisor { 0 } else { meter::anonymous(&text) }
     };
     process::family(server.pid()).into_iter().map(resident).sum()

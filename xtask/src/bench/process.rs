@@ -283,6 +283,11 @@ fn below(root: u32, all: Vec<Process>) -> Vec<Process> {
     all.into_iter().filter(|process| family.contains(&process.pid)).collect()
 }
 
+/// Whether a process of this name is a hypervisor, or stands for one.
+pub(super) fn is_hypervisor(name: &str) -> bool {
+    ["qemu-system", "firecracker", "jail-init"].iter().any(|known| name.contains(known))
+}
+
 /// Everything alive that we started, directly or not.
 pub(super) fn descendants() -> Vec<Process> {
     let mut found = below(std::process::id(), all());

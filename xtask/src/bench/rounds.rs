@@ -69,7 +69,7 @@ pub(super) fn run(rows: &mut [Row], plan: &Plan, keep: &[u32]) -> Result<Results
     }
     let mut runs = 0;
     process::until("quiet", SETTLE, || {
-        let machines = process::descendants().into_iter().filter(|p| p.name.starts_with("qemu-system"));
+        let machines = process::descendants().into_iter().filter(|p| process::is_hypervisor(&p.name));
         Ok((machines.count() == 0).then_some(()))
     })
     .context("a machine of the preparation is still there")?;

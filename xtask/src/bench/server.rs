@@ -130,7 +130,7 @@ impl Server {
         }
         let left = until("the end of everything that the server started", Duration::from_secs(10), || {
             process::reap(&[]);
-            let left = process::descendants().into_iter().filter(|p| p.name.starts_with("qemu-system"));
+            let left = process::descendants().into_iter().filter(|p| process::is_hypervisor(&p.name));
             Ok((left.count() == 0).then_some(()))
         });
         left.context("a hypervisor outlived its server")

@@ -61,33 +61,36 @@ pub(super) fn considers(wanted: Wanted, kind: Kind) -> bool {
 
 /// Firecracker before QEMU, KVM before TCG.
 pub(super) fn decide(wanted: Wanted, firecracker: &Found, kvm: &Found) -> Result<Chosen, String> {
-    let chosen = |kind, why: String| Ok(Chosen { kind, why, detail: None });
-    match (wanted, firecracker, kvm) {
-        (Wanted::QemuTcg, ..) => chosen(Kind::QemuTcg, "TCG was asked for".to_owned()),
+    let (kind, why) = match (wanted, firecracker, kvm) {
+        (Wanted::QemuTcg, ..) => (Kind::QemuTcg, "TCG was asked for".to_owned()),
         (Wanted::Firecracker | Wanted::Auto, Found::Works(ms), _) => {
-            chosen(Kind::Firecracker, format!("Firecracker booted the Linux guest in {ms} ms"))
+            (Kind::Firecracker, format!("Firecracker booted the Linux guest in {ms} ms"))
         }
         (Wanted::QemuKvm | Wanted::Auto, _, Found::Works(ms)) => {
-            chosen(Kind::QemuKvm, format!("KVM booted the Linux guest in {ms} ms"))
+            (Kind::QemuKvm, format!("KVM booted the Linux guest in {ms} ms"))
         }
-        (Wanted::Firecracker, found, _) => Err(refused("firecracker", found)),
-        (Wanted::QemuKvm, _, found) => Err(refused("qemu-kvm", found)),
-        (Wanted::Auto, firecracker, Found::Fails(how)) => {
-            let why = format!("KVM present, {DID_NOT_BOOT}, TCG chosen");
-            let detail = match firecracker {
-                Found::Fails(other) => format!("{how}; with Firecracker: {other}"),
-                _ => how.clone(),
-            };
-            Ok(Chosen { kind: Kind::QemuTcg, why, detail: Some(detail) })
+        (Wanted::Firecracker, found, _) => return Err(refused("firecracker", found)),
+        (Wanted::QemuKvm, _, found) => return Err(refused("qemu-kvm", found)),
+        (Wanted::Auto, _, Found::Fails(_)) => (Kind::QemuTcg, format!("KVM present, {DID_NOT_BOOT}, TCG chosen")),
+        (Wanted::Auto, _, Found::Absent(why) | Found::Untried(why)) => {
+            (Kind::QemuTcg, format!("no KVM ({why}), TCG chosen"))
         }
-        (Wanted::Auto, _, Found::Absent(why)) => chosen(Kind::QemuTcg, format!("no KVM ({why}), TCG chosen")),
-    }
+    };
+    let passed_over = |name: &str, found: &Found| match found {
+        Found::Fails(how) => Some(format!("{name} did not boot the guest: {how}")),
+        Found::Untried(why) => Some(format!("{name} could not be tried: {why}")),
+        Found::Absent(_) | Found::Works(_) => None,
+    };
+    let better =
+        [(Kind::QemuKvm, passed_over("KVM", kvm)), (Kind::Firecracker, passed_over("Firecracker", firecracker))];
+    let told: Vec<String> = better.into_iter().filter(|(other, _)| *other != kind).filter_map(|(_, why)| why).collect();
+    Ok(Chosen { kind, why, detail: (!told.is_empty()).then(|| told.join("; ")) })
 }
 
 fn refused(name: &str, found: &Found) -> String {
     match found {
         Found::Fails(how) => format!("{name} was asked for, but {DID_NOT_BOOT}: {how}"),
-        Found::Absent(why) => format!("{name} was asked for, and cannot be used: {why}"),
+        Found::Absent(why) | Found::Untried(why) => format!("{name} was asked for, and cannot be used: {why}"),
         Found::Works(_) => format!("{name} works"),
     }
 }
@@ -123,7 +126,12 @@ mod tests {
         }
         let tcg = decide(Wanted::Auto, &fails, &fails).unwrap();
         assert_eq!(tcg.why, "KVM present, Linux guest did not boot within 10 s, TCG chosen");
-        assert_eq!(tcg.detail.unwrap(), "it hung; with Firecracker: it hung");
+        let detail = "KVM did not boot the guest: it hung; Firecracker did not boot the guest: it hung";
+        assert_eq!(tcg.detail.unwrap(), detail);
+        let busy = Found::Untried("disk full".into());
+        let kvm = decide(Wanted::Auto, &busy, &works).unwrap();
+        assert_eq!((kvm.kind, kvm.detail.unwrap().as_str()), (QemuKvm, "Firecracker could not be tried: disk full"));
+        assert_eq!(decide(Wanted::Auto, &works, &absent).unwrap().detail, None);
         let why = decide(Wanted::Firecracker, &absent, &absent).unwrap_err();
         assert_eq!(why, "firecracker was asked for, and cannot be used: no such file");
     }

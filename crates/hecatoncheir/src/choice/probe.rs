@@ -18,6 +18,8 @@ const PROBE: Duration = Duration::from_secs(10);
 pub(crate) enum Found {
     /// It is not there, or may not be used: why.
     Absent(String),
+    /// It is there, and could not even be tried now: why.
+    Untried(String),
     /// A Linux guest booted in so many ms.
     Works(u64),
     /// It did not within the time it has: what happened instead.

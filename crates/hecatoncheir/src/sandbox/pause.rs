@@ -90,7 +90,7 @@ impl Task {
         let pauses = self.home.pauses();
         let Some(since) = pauses.since else {
             // An agent died while it made a snapshot, or between the order to go on and its report.
-            let line = vm.channel().await.ok();
+            let line = vm.channel_while_paused().await;
             if let Err(e) = vm.resume().await {
                 tracing::warn!(sandbox = %self.assignment.sandbox, error = %e, "cannot be told to go on");
             }
@@ -128,7 +128,7 @@ impl Task {
                     let idle_ms = self.assignment.spec.idle_timeout_ms.map(|ms| ms.saturating_add(SUPERVISOR_SLACK_MS));
                     let _ = vm.set_deadlines(Deadlines { wall_ms, idle_ms, lease_ms: None }).await;
                     if line.is_none() {
-                        line = vm.channel().await.ok();
+                        line = vm.channel_while_paused().await;
                     }
                     let gone_on = async {
                         self.home.put_pauses(Pauses { since: None, total_ms }).map_err(Refusal::internal)?;

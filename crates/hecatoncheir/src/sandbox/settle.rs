@@ -58,8 +58,13 @@ impl Task {
         {
             tracing::warn!(sandbox = %self.assignment.sandbox, error = %e, "what it wrote could not be overwritten");
         }
-        let gone = gone.map_err(|e| e.to_string());
-        if let Err(e) = gone.and_then(|()| self.home.remove().map_err(|e| e.to_string())) {
+        // A hypervisor that may write in its folder can have filled it with files: that takes long, and is not for this thread.
+        let home = self.home.clone();
+        let removed = match gone {
+            Ok(()) => tokio::task::spawn_blocking(move || home.remove()).await.unwrap_or_else(|e| Err(e.into())),
+            Err(e) => Err(std::io::Error::other(e.to_string())),
+        };
+        if let Err(e) = removed {
             tracing::warn!(sandbox = %self.assignment.sandbox, error = %e, "could not be cleaned up; the next start of the node tries again");
         }
     }

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, mount_remount, unmount,
 };
-use rustix::process::{Gid, Signal, Uid, set_parent_process_death_signal};
+use rustix::process::{Gid, Resource, Rlimit, Signal, Uid, set_parent_process_death_signal, setrlimit};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, UnshareFlags, clear_ambient_capability_set, remove_capability_from_bounding_set,
     set_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid, unshare_unsafe,
@@ -32,6 +32,8 @@ pub(crate) struct Way {
     uid: u32,
     /// Of its control group.
     doors: Vec<OwnedFd>,
+    /// The longest file that it may make.
+    file_bytes: Option<u64>,
     without: Vec<Layer>,
 }
 
@@ -58,8 +60,10 @@ impl Way {
                 Some(Device { folder: path(folder)?, node: path(&inside)?, null, number })
             }
         };
+        let file_bytes = group.as_ref().map(|group| group.file_bytes());
         let doors = group.map(Group::doors).unwrap_or_default();
         Ok(Self {
+            file_bytes,
             root: path(&cell.root)?,
             proc: path(&cell.root.join("proc"))?,
             device,
@@ -75,6 +79,10 @@ impl Way {
     /// The step that failed is written to standard error.
     pub(super) fn enter(&self) -> io::Result<()> {
         join(&self.doors)?;
+        if let Some(bytes) = self.file_bytes {
+            // And no core: it has the guest's memory in it.
+            step("its longest file", limit(Resource::Fsize, bytes).and_then(|()| limit(Resource::Core, 0)))?;
+        }
         self.namespaces()?;
         self.files()?;
         self.lose_privileges()
@@ -150,6 +158,10 @@ impl Way {
         }
         if self.has(Layer::Capabilities) { keep(CapabilitySet::empty()) } else { Ok(()) }
     }
+}
+
+fn limit(resource: Resource, to: u64) -> rustix::io::Result<()> {
+    setrlimit(resource, Rlimit { current: Some(to), maximum: Some(to) })
 }
 
 /// Joins a control group. Before the namespace, of which the group is to be the root. "0" is the writer itself: in version

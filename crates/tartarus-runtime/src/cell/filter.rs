@@ -64,7 +64,10 @@ const ALLOWED: &[(&[c::c_long], &str)] = &[
     (&[c::SYS_futex, c::SYS_membarrier, c::SYS_sched_yield], "threads that wait for each other"),
     (&[c::SYS_rt_sigaction, c::SYS_rt_sigprocmask, c::SYS_rt_sigreturn, c::SYS_sigaltstack], "signals to itself"),
     (&[c::SYS_rt_sigtimedwait, c::SYS_rt_sigpending, c::SYS_rt_sigsuspend, c::SYS_restart_syscall], "the same"),
-    (&[c::SYS_tgkill, c::SYS_tkill], "a kick of a processor's thread; abort(). It sees no process but itself"),
+    (
+        &[c::SYS_tgkill, c::SYS_tkill],
+        "a kick of a processor's thread; abort(). In its cell it sees no process but itself",
+    ),
     (
         &[c::SYS_getpid, c::SYS_gettid, c::SYS_getppid, c::SYS_getpgrp, c::SYS_uname, c::SYS_sysinfo],
         "who and where it is",
@@ -76,10 +79,7 @@ const ALLOWED: &[(&[c::c_long], &str)] = &[
     ),
     (&[c::SYS_get_mempolicy], "memory there is"),
     (&[c::SYS_getrandom], "hash seeds, stack guards"),
-    (
-        &[c::SYS_getrlimit, c::SYS_prlimit64],
-        "stack sizes; QEMU's own filter refuses to set one, and raising takes a capability",
-    ),
+    (&[c::SYS_getrlimit], "stack sizes"),
     (&[c::SYS_seccomp], "QEMU's own filter, which can only take more away"),
 ];
 
@@ -122,6 +122,8 @@ fn build() -> Result<BpfProgram, BackendError> {
     // Threads, and no process: clone3 hides its flags from a filter, and is unknown to it.
     let thread = c::CLONE_THREAD as u64;
     rules.insert(c::SYS_clone, vec![is(0, Width::Qword, Is::MaskedEq(thread), thread)?]);
+    // The same by its newer name, which could set one as well, of other processes too.
+    rules.insert(c::SYS_prlimit64, vec![is(2, Width::Qword, Is::Eq, 0)?]);
     let mut ioctls = vec![is(1, Width::Dword, Is::MaskedEq(KVM.0), KVM.1)?];
     for (request, _) in IOCTLS {
         ioctls.push(is(1, Width::Dword, Is::Eq, *request)?);

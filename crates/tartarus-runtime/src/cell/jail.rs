@@ -167,16 +167,16 @@ impl Way {
     }
 }
 
-/// Lets the hypervisor's user read a file, of whom nobody knows now who that will be. Where a folder above is closed to
+/// Lets the hypervisor's user read a file, of whom nobody knows now who that will be. Where a folder above is closed to all
 /// others that lets in nobody who was kept out; elsewhere it is for the file's owner to say.
 fn readable(file: &Path) -> io::Result<()> {
     let mode = fs::metadata(file)?.mode();
     if mode & 0o004 != 0 {
         return Ok(());
     }
-    let closed = |folder: &Path| fs::metadata(folder).is_ok_and(|folder| folder.mode() & 0o001 == 0);
+    let closed = |folder: &Path| fs::metadata(folder).is_ok_and(|folder| folder.mode() & 0o011 == 0);
     if file.ancestors().skip(1).any(closed) {
-        return fs::set_permissions(file, Permissions::from_mode(mode | 0o444));
+        return fs::set_permissions(file, Permissions::from_mode(mode | 0o004));
     }
     let why = "the hypervisor's user cannot read it: close its folder to others, or let everybody read it (chmod a+r)";
     Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
@@ -215,9 +215,12 @@ mod tests {
         let refused = readable(&file).unwrap_err().to_string();
         assert!(refused.contains("chmod a+r"), "{refused}");
         assert_eq!(fs::metadata(&file).unwrap().mode() & 0o7777, 0o400);
+        // A group may come there.
+        set(dir.path(), 0o750);
+        assert!(readable(&file).is_err());
         set(dir.path(), 0o700);
         readable(&file).unwrap();
-        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o7777, 0o444);
+        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o7777, 0o404);
         set(dir.path(), 0o755);
         readable(&file).unwrap();
     }

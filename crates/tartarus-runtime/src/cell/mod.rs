@@ -38,7 +38,8 @@ pub const FIRST_UID: u32 = 2_100_000_000;
 pub const UIDS: u32 = 65_536;
 
 /// What a try of a cell may use.
-const TRIED: Limits = Limits { cpu_percent: 100, cpu_weight: 100, memory_bytes: 256 << 20, threads: 64 };
+const TRIED: Limits =
+    Limits { cpu_percent: 150, cpu_weight: 100, memory_bytes: 256 << 20, threads: 64, file_bytes: 1 << 20 };
 
 /// The way to where a hypervisor is locked up, prepared before the fork.
 #[derive(Debug)]
@@ -91,6 +92,7 @@ pub struct Cell {
     #[serde(default)]
     pub device: Option<PathBuf>,
     /// Where its control group is made.
+    #[serde(default)]
     pub groups: Groups,
     /// What it lacks: nothing, but in the test that shows what each layer is for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -168,7 +170,7 @@ impl Cell {
             return Ok(None);
         }
         let groups = Groups::find().map_err(io::Error::other)?;
-        uids::check(Path::new(LOCKS)).map_err(io::Error::other)?;
+        uids::check(Path::new(LOCKS), &groups).map_err(io::Error::other)?;
         let _one = one_at_a_time();
         let root = root::gather(dir, program)?;
         Ok(Some(Self { root, locks: LOCKS.into(), device, groups, without: Vec::new() }))
@@ -217,7 +219,7 @@ impl Cell {
 
 /// Removes control groups of user ids that nobody has locked: their supervisors were killed.
 pub(crate) fn remove_unowned(groups: &Groups, locks: &Path) -> io::Result<()> {
-    groups.remove_unowned(|uid| uids::locked(locks, uid))
+    groups.remove_unowned(|uid| uids::hold(locks, uid))
 }
 
 /// Files are gathered, and removed, in one place before they count.

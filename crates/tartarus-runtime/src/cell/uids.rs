@@ -8,7 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::{FIRST_UID, UIDS};
+use super::{FIRST_UID, Groups, UIDS};
 
 /// How long a hypervisor may take to die whose supervisor was killed.
 const DYING: Duration = Duration::from_secs(2);
@@ -25,7 +25,7 @@ pub(crate) struct Uid {
 /// # Errors
 /// When the folder cannot be written, or all are in use.
 pub(crate) fn take(locks: &Path) -> io::Result<Uid> {
-    DirBuilder::new().recursive(true).mode(0o700).create(locks)?;
+    make(locks)?;
     for number in FIRST_UID..FIRST_UID + UIDS {
         let lock = File::options().create(true).truncate(false).write(true).open(locks.join(number.to_string()))?;
         match lock.try_lock() {
@@ -37,11 +37,15 @@ pub(crate) fn take(locks: &Path) -> io::Result<Uid> {
     Err(io::Error::other(format!("all {UIDS} user ids for hypervisors, from {FIRST_UID} on, are in use")))
 }
 
+fn make(locks: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(locks)
+}
+
 /// Somebody else who has some of the user ids of cells.
 ///
 /// # Errors
 /// Who, and what to do.
-pub(crate) fn check(locks: &Path) -> Result<(), String> {
+pub(crate) fn check(locks: &Path, groups: &Groups) -> Result<(), String> {
     for (file, start) in [("/etc/subuid", 1), ("/etc/subgid", 1), ("/etc/passwd", 2), ("/etc/group", 2)] {
         let text = fs::read_to_string(file).unwrap_or_default();
         if let Some(name) = overlapping(&text, start) {
@@ -53,7 +57,7 @@ pub(crate) fn check(locks: &Path) -> Result<(), String> {
     }
     // What a killed supervisor leaves is gone in a moment.
     let begin = Instant::now();
-    while let Some((pid, uid)) = foreign(locks) {
+    while let Some((pid, uid)) = foreign(locks, groups) {
         if begin.elapsed() > DYING {
             return Err(format!(
                 "process {pid} has the user id {uid}, which is a hypervisor's, and is none of ours: end it"
@@ -77,20 +81,29 @@ fn overlapping(text: &str, start: usize) -> Option<String> {
 }
 
 /// A process with a user id of a cell that nobody has locked.
-fn foreign(locks: &Path) -> Option<(u32, u32)> {
+fn foreign(locks: &Path, groups: &Groups) -> Option<(u32, u32)> {
     fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
         let pid = entry.file_name().to_str()?.parse().ok()?;
         let uid = entry.metadata().ok()?.uid();
-        ((FIRST_UID..FIRST_UID + UIDS).contains(&uid) && !locked(locks, uid)).then_some((pid, uid))
+        // One that a killed supervisor left and that cannot die, with a disk that hangs, is ours still.
+        let ours = || {
+            let inside = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+            inside.lines().any(|line| line.ends_with(&format!("/{}/{uid}", groups.parent)))
+        };
+        ((FIRST_UID..FIRST_UID + UIDS).contains(&uid) && !locked(locks, uid) && !ours()).then_some((pid, uid))
     })
 }
 
-/// Whether somebody has it. Who cannot be asked is taken to be there.
-pub(super) fn locked(locks: &Path, number: u32) -> bool {
-    match File::open(locks.join(number.to_string())) {
-        Ok(lock) => lock.try_lock().is_err(),
-        Err(e) => e.kind() != io::ErrorKind::NotFound,
-    }
+/// Keeps others from taking it, until what is given is dropped; nothing where somebody has it, or who cannot be told.
+pub(super) fn hold(locks: &Path, number: u32) -> Option<File> {
+    make(locks).ok()?;
+    let lock = File::options().create(true).truncate(false).write(true).open(locks.join(number.to_string())).ok()?;
+    lock.try_lock().is_ok().then_some(lock)
+}
+
+/// Whether somebody has it.
+fn locked(locks: &Path, number: u32) -> bool {
+    locks.join(number.to_string()).exists() && hold(locks, number).is_none()
 }
 
 #[cfg(test)]

@@ -10,7 +10,11 @@ use crate::driver::{DISK_BYTES, DISK_REQUESTS, Machine, Rate};
 use crate::qemu::MAC;
 
 /// What of the configuration a snapshot depends on, beside kernel, processors and memory.
-pub(super) const SHAPE: &str = "1 mmio: base, layer, tap0, vsock 3 /run/agent.sock";
+/// Its disks' limits are of the snapshot as well.
+pub(super) fn shape() -> String {
+    let (bytes, requests) = (DISK_BYTES.per_second, DISK_REQUESTS.per_second);
+    format!("1 mmio: base, layer, tap0, vsock 3 /run/agent.sock; {bytes} bytes/s, {requests} requests/s")
+}
 
 /// The kernel's arguments. There is no ACPI to reset the machine by, but a keyboard controller; a card for PCI is none;
 /// nobody types. The modules for security that nobody set up are asked at each system call; the two that stay are for

@@ -23,10 +23,10 @@ use api::{ActionType, Request, Version};
 use client::Client;
 pub(crate) use monitor::FirecrackerMonitor;
 use monitor::UNOPENED;
-pub use program::find;
+pub use program::{find, jailer};
 
-use crate::cell::{self, Groups, Jail, LOCKS, Limits, Shared};
-use crate::driver::{Adopted, DiskFormat, Driver, Fingerprint, Machine, OVERHEAD_MIB, Restore, RuntimeError, Vm};
+use crate::cell::{self, Groups, Jail, LOCKS, Shared};
+use crate::driver::{Adopted, DiskFormat, Driver, Fingerprint, Machine, Restore, RuntimeError, Vm};
 use crate::host;
 use crate::supervisor::{Deadlines, Hypervisor, Launch, Program, SupervisedVm};
 
@@ -75,8 +75,8 @@ impl Firecracker {
             return Err(RuntimeError::Start(TAKES_ROOT.to_owned()));
         }
         let found = tokio::task::spawn_blocking(|| {
-            cell::check_uids(Path::new(LOCKS))?;
-            Groups::find()
+            let groups = Groups::find()?;
+            cell::check_uids(Path::new(LOCKS), &groups).map(|()| groups)
         });
         let groups = found.await.map_err(|e| e.to_string()).flatten().map_err(RuntimeError::Start)?;
         Ok(Self { program, jailer, build, supervisor, locks: LOCKS.into(), groups })
@@ -137,7 +137,7 @@ impl Driver for Firecracker {
         Fingerprint {
             driver: self.name().to_owned(),
             build: self.build.clone(),
-            shape: config::SHAPE.to_owned(),
+            shape: config::shape(),
             cpu: host::processor(),
             tsc_khz: None,
         }
@@ -236,7 +236,11 @@ impl Firecracker {
         let argv = argv.into_iter().map(str::to_owned).collect();
         let (env, sockets, files, cell) = (Vec::new(), Vec::new(), Vec::new(), None);
         // It has a filter of its own for each thread.
-        let (hypervisor, filtered, limits) = (Hypervisor::Firecracker(jail), false, Some(limits(machine)));
+        let (hypervisor, filtered, limits) = (
+            Hypervisor::Firecracker(jail),
+            false,
+            Some(machine.limits(THREADS).map_err(|e| RuntimeError::io("looking at its disks", e))?),
+        );
         Ok(Launch { argv, env, sockets, fds, files, cell, hypervisor, filtered, limits, deadlines })
     }
 
@@ -284,19 +288,6 @@ async fn reached(root: &Path, name: &str, watch: &jail::Watch, vm: &SupervisedVm
 
 /// Threads beside those of its processors: its own two, one of the kernel's, the jailer's, and the one that stands for it.
 const THREADS: u32 = 16;
-/// Its work for the guest's devices and console, beside the processors', in hundredths of a processor.
-const OWN_PERCENT: u32 = 50;
-
-/// What a machine may use of the host.
-fn limits(machine: &Machine) -> Limits {
-    Limits {
-        cpu_percent: machine.cpus.saturating_mul(100).saturating_add(OWN_PERCENT),
-        cpu_weight: machine.cpus.saturating_mul(100),
-        memory_bytes: (u64::from(machine.memory_mib) + OVERHEAD_MIB) << 20,
-        threads: machine.cpus.saturating_add(THREADS),
-    }
-}
-
 /// What Firecracker cannot do, before anything is started.
 fn possible(machine: &Machine, start: &Start) -> Result<(), RuntimeError> {
     let no = |why: String| Err(RuntimeError::Start(why));

@@ -104,6 +104,10 @@ impl Monitor for FirecrackerMonitor {
         }
     }
 
+    async fn channel_while_paused(&self) -> Option<Box<dyn Channel>> {
+        None
+    }
+
     async fn pause(&self) -> Result<(), RuntimeError> {
         let _one = self.state.lock().await;
         // Before: whoever opens a channel to a machine that was paused must not let it go on.

@@ -11,8 +11,9 @@ const VARIABLE: &str = "TARTARUS_FIRECRACKER";
 const PROGRAM: &str = "firecracker";
 /// Its jailer is called like it, with this instead.
 const JAILER: &str = "jailer";
-/// The first version that knows all fields that are sent: `track_dirty_pages` of a snapshot to load.
-const OLDEST: (u32, u32) = (1, 13);
+/// The first version that knows all fields that are sent, and after a restore lets a new connection to the guest live: before,
+/// it could be cut with those of the snapshot (Firecracker's changelog of 1.16.0, #5882).
+const OLDEST: (u32, u32) = (1, 16);
 
 /// Where the program is: what `TARTARUS_FIRECRACKER` says, else on the path.
 pub fn find() -> Option<PathBuf> {
@@ -25,7 +26,10 @@ pub fn find() -> Option<PathBuf> {
 }
 
 /// The jailer of `program`, which lies beside it, or beside what it is a link to.
-pub(super) fn jailer(program: &Path) -> Result<PathBuf, RuntimeError> {
+///
+/// # Errors
+/// When there is none.
+pub fn jailer(program: &Path) -> Result<PathBuf, RuntimeError> {
     let beside = |program: &Path| {
         let name = program.file_name()?.to_str()?;
         Some(program.with_file_name(name.replacen(PROGRAM, JAILER, 1))).filter(|jailer| *jailer != program)
@@ -85,7 +89,7 @@ mod tests {
         assert!(fit("Firecracker v1.17.0-dev", "Jailer v1.17.0-dev").is_ok());
         for (firecracker, jailer, why) in [
             ("Firecracker v1.16.1", "Jailer v1.16.0", "install both of one release"),
-            ("Firecracker v1.12.9", "Jailer v1.12.9", "install one from 1.13 on"),
+            ("Firecracker v1.15.9", "Jailer v1.15.9", "install one from 1.16 on"),
             ("Firecracker v2.0.0", "Jailer v2.0.0", "before 2"),
             ("Firecracker vnew", "Jailer vnew", "no version"),
             ("", "Jailer v1.16.0", "is no Firecracker v"),

@@ -14,8 +14,8 @@ pub(crate) use args::MAC;
 use args::Start;
 pub(crate) use monitor::QemuMonitor;
 
-use crate::cell::{Cell, Limits};
-use crate::driver::{Adopted, DiskFormat, Driver, Fingerprint, Machine, OVERHEAD_MIB, Restore, RuntimeError, Vm};
+use crate::cell::Cell;
+use crate::driver::{Adopted, DiskFormat, Driver, Fingerprint, Machine, Restore, RuntimeError, Vm};
 use crate::host;
 use crate::supervisor::{Deadlines, Given, Hypervisor, Launch, Program, SupervisedVm};
 
@@ -123,7 +123,8 @@ impl Qemu {
         let sockets = vec![(AGENT.to_owned(), AGENT_FD), (QMP.to_owned(), QMP_FD)];
         let env = ENV.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let (files, cell) = (files(machine, start), self.cell.clone());
-        let (hypervisor, limits) = (Hypervisor::Qemu, Some(limits(machine)));
+        let (hypervisor, limits) =
+            (Hypervisor::Qemu, Some(machine.limits(THREADS).map_err(|e| RuntimeError::io("looking at its disks", e))?));
         let launch = Launch { argv, env, sockets, fds, files, cell, hypervisor, filtered: true, limits, deadlines };
         Ok(Box::new(SupervisedVm::launch(&self.supervisor, &machine.dir, &launch).await?))
     }
@@ -131,19 +132,6 @@ impl Qemu {
 
 /// Threads beside those of its processors: QEMU has up to 64 for its disks, and a few of its own.
 const THREADS: u32 = 80;
-/// Its work for the guest's devices and console, beside the processors', in hundredths of a processor.
-const OWN_PERCENT: u32 = 50;
-
-/// What a machine may use of the host.
-fn limits(machine: &Machine) -> Limits {
-    Limits {
-        cpu_percent: machine.cpus.saturating_mul(100).saturating_add(OWN_PERCENT),
-        cpu_weight: machine.cpus.saturating_mul(100),
-        memory_bytes: (u64::from(machine.memory_mib) + OVERHEAD_MIB) << 20,
-        threads: machine.cpus.saturating_add(THREADS),
-    }
-}
-
 /// What a machine is given open.
 fn files(machine: &Machine, start: Start) -> Vec<Given> {
     let file = |path: &Path, at| Given { path: path.to_owned(), write: false, at };

@@ -1,7 +1,7 @@
 //! The agent's side of a supervisor: starts it, takes it over, gives it orders, hears of the end.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::process::Stdio;
@@ -41,7 +41,10 @@ impl SupervisedVm {
     pub async fn launch(program: &Program, dir: &Path, launch: &Launch) -> Result<Self, RuntimeError> {
         let fail = |what: &'static str| move |cause| RuntimeError::io(format!("{} {}", what, dir.display()), cause);
         let bytes = serde_json::to_vec(launch).map_err(|e| RuntimeError::Start(e.to_string()))?;
-        File::create(dir.join(LAUNCH)).and_then(|mut f| f.write_all(&bytes)).map_err(fail("writing launch.json in"))?;
+        // Under its name it is whole or not there: who takes the machine over reads it.
+        let new = dir.join(format!("{LAUNCH}.new"));
+        let written = std::fs::write(&new, &bytes).and_then(|()| std::fs::rename(new, dir.join(LAUNCH)));
+        written.map_err(fail("writing launch.json in"))?;
         // What an earlier machine in this folder left would be taken for this one's.
         match std::fs::remove_file(dir.join(EXIT)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(fail("removing exit.json in")(e)),
@@ -129,7 +132,7 @@ impl SupervisedVm {
     /// # Errors
     /// When its supervisor neither answers nor left a record.
     pub async fn adopt(dir: &Path) -> Result<Adopted, RuntimeError> {
-        let hypervisor = launched(dir).map_err(|e| RuntimeError::io(format!("launch.json in {}", dir.display()), e))?;
+        let hypervisor = launched(dir);
         let unreached = match Self::connect(dir, &hypervisor).await {
             Ok(vm) => return Ok(Adopted::Running(Box::new(vm))),
             Err(unreached) => unreached,
@@ -258,13 +261,11 @@ pub(crate) fn for_writing_only(file: File) -> io::Result<File> {
     File::options().write(true).open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
-/// Which hypervisor was started in this folder; any where none was.
-fn launched(dir: &Path) -> io::Result<Hypervisor> {
-    match std::fs::read(dir.join(LAUNCH)) {
-        Ok(bytes) => Ok(serde_json::from_slice::<Launch>(&bytes)?.hypervisor),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Hypervisor::default()),
-        Err(e) => Err(e),
-    }
+/// Which hypervisor was started in this folder; any where none was, or where a power cut took the file's content: nothing
+/// runs then, and nothing is asked of it.
+fn launched(dir: &Path) -> Hypervisor {
+    let launch = std::fs::read(dir.join(LAUNCH)).ok().and_then(|bytes| serde_json::from_slice::<Launch>(&bytes).ok());
+    launch.map(|launch| launch.hypervisor).unwrap_or_default()
 }
 
 fn read_exit(dir: &Path) -> Option<VmExit> {
@@ -284,6 +285,10 @@ impl Vm for SupervisedVm {
 
     async fn channel(&self) -> Result<Box<dyn Channel>, RuntimeError> {
         self.monitor.channel().await
+    }
+
+    async fn channel_while_paused(&self) -> Option<Box<dyn Channel>> {
+        self.monitor.channel_while_paused().await
     }
 
     async fn set_deadlines(&self, deadlines: Deadlines) -> Result<(), RuntimeError> {

@@ -15,6 +15,10 @@ use crate::qemu::QemuMonitor;
 pub(crate) trait Monitor: Send + Sync {
     async fn channel(&self) -> Result<Box<dyn Channel>, RuntimeError>;
 
+    async fn channel_while_paused(&self) -> Option<Box<dyn Channel>> {
+        self.channel().await.ok()
+    }
+
     async fn pause(&self) -> Result<(), RuntimeError>;
 
     async fn resume(&self) -> Result<(), RuntimeError>;

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::console::Console;
-use super::spawn::{entry, group, hypervisor, open, spawn, take, uid};
+use super::spawn::{claim, entry, hypervisor, open, spawn, take};
 use super::{CONTROL, Cause, Deadlines, EXIT, Hypervisor, LAUNCH, Launch, News, Order, VmExit};
 use crate::cell::{self, Layer};
 
@@ -96,10 +96,7 @@ fn start(dir: &Path) -> io::Result<Supervisor> {
     let has = |layer| launch.cell.as_ref().is_none_or(|cell| !cell.without.contains(&layer));
     if has(Layer::Descriptors) {
         // Whatever the server was started with must reach neither this process's children nor live on in them.
-        // SAFETY: a system call on numbers; descriptors of this process only get another flag.
-        unsafe {
-            libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int);
-        }
+        close_all_at_exec()?;
     }
     let listen = |name: &str| {
         let _ = std::fs::remove_file(name);
@@ -110,8 +107,7 @@ fn start(dir: &Path) -> io::Result<Supervisor> {
     let sockets = launch.sockets.iter().map(|(name, fd)| Ok((listen(name)?, *fd))).collect::<io::Result<Vec<_>>>()?;
     let console = Console::create(Path::new("."))?;
     let files = launch.files.iter().map(open).collect::<io::Result<Vec<_>>>()?;
-    let uid = uid(&launch)?;
-    let mut group = group(&launch, uid.as_ref()).transpose()?;
+    let (uid, mut group) = claim(&launch)?;
     if uid.is_some() && has(Layer::ProcessNamespace) {
         // For the child: it is the first process of a namespace, and all that it could start ends with it.
         // SAFETY: it does not touch the table of descriptors, which is what the function is unsafe for.
@@ -149,6 +145,23 @@ fn start(dir: &Path) -> io::Result<Supervisor> {
         group,
         _uid: uid,
     })
+}
+
+/// Sets close-on-exec on all descriptors but the standard ones.
+fn close_all_at_exec() -> io::Result<()> {
+    // SAFETY: a system call on numbers; descriptors of this process only get another flag.
+    if unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) } == 0 {
+        return Ok(());
+    }
+    // Kernels before 5.11 do not know the flag.
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let number: Option<RawFd> = entry?.file_name().to_str().and_then(|name| name.parse().ok());
+        if let Some(number) = number.filter(|number| *number > 2) {
+            // SAFETY: as above; that of this very folder is closed anyhow.
+            unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+    Ok(())
 }
 
 impl Supervisor {
@@ -261,7 +274,7 @@ impl Supervisor {
     fn finish(&mut self, cause: Cause, status: io::Result<ExitStatus>) {
         let (console, panicked) = self.console.summary();
         let mut status = status.map_or_else(|e| e.to_string(), |status| in_words(status, self.stands_for));
-        if self.group.take().is_some_and(|group| group.memory_kills() > 0) {
+        if self.group.take().is_some_and(|group| group.used_up()) {
             status.push_str(": it used up the memory that its cell may use");
         }
         let exit = VmExit { cause, status, panicked, console };

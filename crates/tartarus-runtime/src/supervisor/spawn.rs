@@ -17,24 +17,28 @@ const ASIDE: RawFd = 200;
 /// How much sooner than others the kernel ends a hypervisor when memory is short, of 1000.
 const OOM_SCORE: &[u8] = b"500";
 
-/// A user id for the hypervisor, where it gets one of its own.
-pub(super) fn uid(launch: &Launch) -> io::Result<Option<cell::Uid>> {
-    let cell = launch.cell.as_ref().map(|cell| &cell.locks);
-    let locks = match &launch.hypervisor {
-        Hypervisor::Qemu => cell,
-        Hypervisor::Firecracker(jail) => Some(&jail.locks),
-    };
-    locks.map(|locks| cell::take(locks)).transpose()
-}
+/// User ids that are tried: of each before the last, what an earlier owner left does not die.
+const IDS: usize = 4;
 
-/// The control group of that user id, where it gets one.
-pub(super) fn group(launch: &Launch, uid: Option<&cell::Uid>) -> Option<io::Result<Group>> {
-    let groups = match (&launch.hypervisor, &launch.cell) {
-        (Hypervisor::Firecracker(jail), _) => &jail.groups,
-        (Hypervisor::Qemu, Some(cell)) if !cell.without.contains(&Layer::Limits) => &cell.groups,
-        (Hypervisor::Qemu, _) => return None,
+/// A user id for the hypervisor and the control group of that id, where it gets them.
+pub(super) fn claim(launch: &Launch) -> io::Result<(Option<cell::Uid>, Option<Group>)> {
+    let (locks, groups) = match (&launch.hypervisor, &launch.cell) {
+        (Hypervisor::Firecracker(jail), _) => (&jail.locks, Some(&jail.groups)),
+        (Hypervisor::Qemu, Some(cell)) => {
+            (&cell.locks, Some(&cell.groups).filter(|_| !cell.without.contains(&Layer::Limits)))
+        }
+        (Hypervisor::Qemu, None) => return Ok((None, None)),
     };
-    Some(groups.make(uid?.number, launch.limits.as_ref()?))
+    // Kept until one is found, so that the next is another.
+    let mut taken = Vec::new();
+    loop {
+        let uid = cell::take(locks)?;
+        match groups.zip(launch.limits.as_ref()).map(|(groups, limits)| groups.make(uid.number, limits)).transpose() {
+            Ok(group) => return Ok((Some(uid), group)),
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy && taken.len() + 1 < IDS => taken.push(uid),
+            Err(e) => return Err(e),
+        }
+    }
 }
 
 /// The way to where it is locked up.

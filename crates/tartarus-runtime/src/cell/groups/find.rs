@@ -103,7 +103,12 @@ fn parse(line: &str) -> Option<Mount<'_>> {
 }
 
 fn find(mountinfo: &str, controllers: impl Fn(&Path) -> String) -> Result<Groups, String> {
-    let mounts: Vec<Mount> = mountinfo.lines().filter_map(parse).collect();
+    let mut mounts: Vec<Mount> = Vec::new();
+    for mount in mountinfo.lines().filter_map(parse) {
+        // A later one at the same place lies over it.
+        mounts.retain(|earlier| earlier.point != mount.point);
+        mounts.push(mount);
+    }
     let has = |mount: &Mount, controller: Controller| match mount.version {
         Version::V1 => mount.options.split(',').any(|option| option == controller.name()),
         Version::V2 => controllers(&mount.point).split_whitespace().any(|name| name == controller.name()),
@@ -177,6 +182,8 @@ mod tests {
         assert!(closed.contains("/sys/fs/cgroup/memory (controller memory) are mounted read-only"), "{closed}");
         let partly = find(UNIFIED, |_| "cpu memory".to_owned()).unwrap_err();
         assert!(partly.contains("controller pids"), "{partly}");
+        let covered = v1("cpu", "rw") + &v1("memory", "rw") + &v1("pids", "rw") + &v1("pids", "ro");
+        assert!(find(&covered, |_| String::new()).unwrap_err().contains("controller pids"));
         // As a container has them: the mount is read-only, the file system is not.
         let container = UNIFIED.replace("rw,nosuid", "ro,nosuid");
         assert!(find(&container, |_| "cpu memory pids".to_owned()).unwrap_err().contains("read-only"));

@@ -6,7 +6,7 @@
 mod find;
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ pub use find::Groups;
 use find::{Controller, Place, Version};
 
 /// How long what an earlier owner left may take to die.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(2);
 /// The period of processor time, in microseconds; the kernel's own default.
 const PERIOD: u64 = 100_000;
 
@@ -33,6 +33,8 @@ pub struct Limits {
     pub memory_bytes: u64,
     /// Threads.
     pub threads: u32,
+    /// The longest file that it may make or make longer: else one that broke out would fill the disk of its layer.
+    pub file_bytes: u64,
 }
 
 /// The group of a hypervisor; removed when dropped.
@@ -42,26 +44,33 @@ pub(crate) struct Group {
     /// Open for a process that joins, which may not see these files any more.
     doors: Vec<OwnedFd>,
     memory: (Version, PathBuf),
+    file_bytes: u64,
 }
 
 impl Groups {
     /// Makes the group of a user id; only for who has locked it. Ends what an earlier owner left in it.
     ///
     /// # Errors
-    /// The file that could not be written, and why.
+    /// The file that could not be written, and why. `ResourceBusy`: what an earlier owner left does not die.
     pub(crate) fn make(&self, uid: u32, limits: &Limits) -> io::Result<Group> {
-        let mut group = Group { folders: Vec::new(), doors: Vec::new(), memory: Default::default() };
+        let mut group =
+            Group { folders: Vec::new(), doors: Vec::new(), memory: Default::default(), file_bytes: limits.file_bytes };
         for place in &self.places {
             let folder = place.mount.join(&self.parent).join(uid.to_string());
             remove(place.version, &folder)?;
-            self.make_folder(place, &folder)?;
+            let mut tries = 3;
+            while let Err(e) = self.make_folder(place, &folder) {
+                tries -= 1;
+                // A node that ended with nothing left took the parent away.
+                let gone = e.kind() == ErrorKind::NotFound || e.raw_os_error() == Some(libc::ENODEV);
+                if !gone || tries == 0 {
+                    return Err(e);
+                }
+            }
             group.folders.push((place.version, folder.clone()));
             for controller in &place.controllers {
-                for (file, value) in settings(place.version, *controller, limits) {
-                    match write(&folder.join(file), &value) {
-                        Err(e) if e.kind() == ErrorKind::NotFound && file.contains("sw") => {}
-                        done => done?,
-                    }
+                for setting in settings(place.version, *controller, limits) {
+                    setting.write(&folder)?;
                 }
                 if *controller == Controller::Memory {
                     group.memory = (place.version, folder.clone());
@@ -73,65 +82,57 @@ impl Groups {
         Ok(group)
     }
 
+    /// Below the parent of all groups. That one weighs as much as all processors, so that what is beside it, such as the
+    /// server, has a part of its own however many machines want it all.
     fn make_folder(&self, place: &Place, folder: &Path) -> io::Result<()> {
-        let mut tries = 3;
-        loop {
-            tries -= 1;
-            self.open_parent(place)?;
-            match fs::create_dir(folder) {
-                // A group that was the last one took the parent away.
-                Err(e) if e.kind() == ErrorKind::NotFound && tries > 0 => {}
-                done => return done.map_err(at(folder)),
-            }
-        }
-    }
-
-    /// The parent of all groups: with one more part of the processors than the host has, so that what is beside it, such as
-    /// the server, gets one processor's time however many machines want it all.
-    fn open_parent(&self, place: &Place) -> io::Result<()> {
         let parent = place.mount.join(&self.parent);
-        let made = match fs::create_dir(&parent) {
-            Err(e) if e.kind() == ErrorKind::AlreadyExists => false,
-            done => done.map(|()| true).map_err(at(&parent))?,
+        let all: Vec<String> = place.controllers.iter().map(|c| format!("+{}", c.name())).collect();
+        let pass_on = |group: &Path| match place.version {
+            Version::V1 => Ok(()),
+            Version::V2 => Setting::new("cgroup.subtree_control", all.join(" ")).write(group),
         };
-        if place.version == Version::V2 {
-            let all: Vec<String> = place.controllers.iter().map(|c| format!("+{}", c.name())).collect();
-            for folder in [&place.mount, &parent] {
-                let file = folder.join("cgroup.subtree_control");
-                fs::write(&file, all.join(" ")).map_err(|e| match e.kind() {
-                    ErrorKind::ResourceBusy => io::Error::new(
-                        e.kind(),
-                        format!("{}: processes are in this group itself; move them to a child of it", file.display()),
-                    ),
-                    _ => at(&file)(e),
-                })?;
-            }
+        pass_on(&place.mount).map_err(|e| match e.kind() {
+            ErrorKind::ResourceBusy => io::Error::other(format!(
+                "{e}: processes are in this group itself; move them to a child of it (mkdir, and their ids into its cgroup.procs)"
+            )),
+            _ => e,
+        })?;
+        match fs::create_dir(&parent) {
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(at(&parent)(e)),
+            _ => {}
         }
-        if made && place.controllers.contains(&Controller::Cpu) {
+        pass_on(&parent)?;
+        if place.controllers.contains(&Controller::Cpu) {
             let processors = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-            let (file, value) = weight(place.version, processors.saturating_mul(100));
-            write(&parent.join(file), &value)?;
+            weight(place.version, processors.saturating_mul(100)).write(&parent)?;
         }
-        Ok(())
+        fs::create_dir(folder).map_err(at(folder))
     }
 
-    /// Removes the groups of user ids that `owned` does not answer for, and ends what is in them.
+    /// Removes the groups of user ids that nobody has, and ends what is in them. `hold` gives what keeps others from taking
+    /// an id until it is dropped; nothing where somebody has it.
     ///
     /// # Errors
     /// When one stays.
-    pub(crate) fn remove_unowned(&self, owned: impl Fn(u32) -> bool) -> io::Result<()> {
+    pub(crate) fn remove_unowned<T>(&self, hold: impl Fn(u32) -> Option<T>) -> io::Result<()> {
         for place in &self.places {
-            let parent = place.mount.join(&self.parent);
-            let Ok(entries) = fs::read_dir(&parent) else { continue };
+            let Ok(entries) = fs::read_dir(place.mount.join(&self.parent)) else { continue };
             for entry in entries.flatten() {
                 let uid = entry.file_name().to_str().and_then(|name| name.parse().ok());
-                if uid.is_some_and(|uid| !owned(uid)) {
+                if let Some(_held) = uid.and_then(&hold) {
                     remove(place.version, &entry.path())?;
                 }
             }
-            let _ = fs::remove_dir(parent);
         }
+        self.remove_parent();
         Ok(())
+    }
+
+    /// Removes the parent of all groups where it is the parent of none.
+    pub fn remove_parent(&self) {
+        for place in &self.places {
+            let _ = fs::remove_dir(place.mount.join(&self.parent));
+        }
     }
 }
 
@@ -141,15 +142,30 @@ impl Group {
         std::mem::take(&mut self.doors)
     }
 
-    /// How often the kernel ended a process of it because its memory was used up.
-    pub(crate) fn memory_kills(&self) -> u64 {
+    /// The longest file, which is each process's own limit.
+    pub(crate) fn file_bytes(&self) -> u64 {
+        self.file_bytes
+    }
+
+    /// Whether the kernel ended a process of it because the group's own memory was used up, not the host's.
+    pub(crate) fn used_up(&self) -> bool {
         let (version, folder) = &self.memory;
-        let file = match version {
-            Version::V1 => "memory.oom_control",
-            Version::V2 => "memory.events",
+        let read = |file: &str| fs::read_to_string(folder.join(file)).unwrap_or_default();
+        let count = |text: &str, name: &str| {
+            text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok()).unwrap_or(0)
         };
-        let text = fs::read_to_string(folder.join(file)).unwrap_or_default();
-        text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
+        match version {
+            Version::V1 => {
+                // How often the limit was met is not counted by newer kernels.
+                let number = |file: &str| count(&read(file), "");
+                let met = number("memory.max_usage_in_bytes") >= number("memory.limit_in_bytes");
+                met && count(&read("memory.oom_control"), "oom_kill ") > 0
+            }
+            Version::V2 => {
+                let events = read("memory.events");
+                count(&events, "oom ") > 0 && count(&events, "oom_kill ") > 0
+            }
+        }
     }
 }
 
@@ -157,8 +173,6 @@ impl Drop for Group {
     fn drop(&mut self) {
         for (version, folder) in &self.folders {
             let _ = remove(*version, folder);
-            // The last one; others are in the way else.
-            let _ = folder.parent().map(fs::remove_dir);
         }
     }
 }
@@ -170,35 +184,63 @@ fn door(version: Version) -> &'static str {
     }
 }
 
-/// What is written into a group, in this order.
-fn settings(version: Version, controller: Controller, limits: &Limits) -> Vec<(&'static str, String)> {
-    let quota = u64::from(limits.cpu_percent) * PERIOD / 100;
-    let memory = limits.memory_bytes.to_string();
-    match (version, controller) {
-        (Version::V1, Controller::Cpu) => vec![
-            ("cpu.cfs_period_us", PERIOD.to_string()),
-            ("cpu.cfs_quota_us", quota.to_string()),
-            weight(version, limits.cpu_weight.into()),
-        ],
-        (Version::V2, Controller::Cpu) => {
-            vec![("cpu.max", format!("{quota} {PERIOD}")), weight(version, limits.cpu_weight.into())]
+/// A file of a group, and what is written to it.
+struct Setting {
+    file: &'static str,
+    value: String,
+    /// Errors that are no reason to give up, since nothing is lost by them.
+    fine: &'static [i32],
+}
+
+impl Setting {
+    fn new(file: &'static str, value: impl ToString) -> Self {
+        Self { file, value: value.to_string(), fine: &[] }
+    }
+
+    fn write(&self, group: &Path) -> io::Result<()> {
+        let path = group.join(self.file);
+        // Not made where it is missing: that is another error here than elsewhere.
+        let written =
+            File::options().write(true).open(&path).and_then(|mut file| file.write_all(self.value.as_bytes()));
+        match written {
+            Err(e) if e.raw_os_error().is_some_and(|number| self.fine.contains(&number)) => Ok(()),
+            done => done.map_err(at(&path)),
         }
-        // With what is swapped out; that file is only there on kernels that count it.
-        (Version::V1, Controller::Memory) => {
-            vec![("memory.limit_in_bytes", memory.clone()), ("memory.memsw.limit_in_bytes", memory)]
-        }
-        (Version::V2, Controller::Memory) => {
-            vec![("memory.max", memory), ("memory.swap.max", "0".to_owned()), ("memory.oom.group", "1".to_owned())]
-        }
-        (_, Controller::Pids) => vec![("pids.max", limits.threads.to_string())],
     }
 }
 
-fn weight(version: Version, weight: u64) -> (&'static str, String) {
+/// What is written into a group, in this order.
+fn settings(version: Version, controller: Controller, limits: &Limits) -> Vec<Setting> {
+    let quota = u64::from(limits.cpu_percent) * PERIOD / 100;
+    let (memory, weight) = (limits.memory_bytes, weight(version, limits.cpu_weight.into()));
+    // On kernels that do not count what is swapped out.
+    let not_there: &[i32] = &[libc::ENOENT];
+    match (version, controller) {
+        (Version::V1, Controller::Cpu) => vec![
+            Setting::new("cpu.cfs_period_us", PERIOD),
+            // Version 1 takes none that is more than a group above has, which holds then.
+            Setting { fine: &[libc::EINVAL], ..Setting::new("cpu.cfs_quota_us", quota) },
+            weight,
+        ],
+        (Version::V2, Controller::Cpu) => vec![Setting::new("cpu.max", format!("{quota} {PERIOD}")), weight],
+        (Version::V1, Controller::Memory) => vec![
+            Setting::new("memory.limit_in_bytes", memory),
+            Setting { fine: not_there, ..Setting::new("memory.memsw.limit_in_bytes", memory) },
+        ],
+        (Version::V2, Controller::Memory) => vec![
+            Setting::new("memory.max", memory),
+            Setting { fine: not_there, ..Setting::new("memory.swap.max", 0) },
+            Setting::new("memory.oom.group", 1),
+        ],
+        (_, Controller::Pids) => vec![Setting::new("pids.max", limits.threads)],
+    }
+}
+
+fn weight(version: Version, weight: u64) -> Setting {
     match version {
         // 1024 is what version 2 calls 100.
-        Version::V1 => ("cpu.shares", (weight * 1024 / 100).clamp(2, 262_144).to_string()),
-        Version::V2 => ("cpu.weight", weight.clamp(1, 10_000).to_string()),
+        Version::V1 => Setting::new("cpu.shares", (weight * 1024 / 100).clamp(2, 262_144)),
+        Version::V2 => Setting::new("cpu.weight", weight.clamp(1, 10_000)),
     }
 }
 
@@ -226,10 +268,26 @@ fn end_all(version: Version, folder: &Path) {
     }
 }
 
-fn write(path: &Path, value: &str) -> io::Result<()> {
-    fs::write(path, value).map_err(at(path))
-}
-
 fn at(path: &Path) -> impl FnOnce(io::Error) -> io::Error + '_ {
     move |e| io::Error::new(e.kind(), format!("{}: {e}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_kernel_has_not_is_left_out_and_what_it_must_have_is_named() {
+        let limits = Limits { cpu_percent: 150, cpu_weight: 100, memory_bytes: 1 << 20, threads: 9, file_bytes: 1 };
+        let group = tempfile::tempdir().unwrap();
+        fs::write(group.path().join("memory.max"), "").unwrap();
+        let all = settings(Version::V2, Controller::Memory, &limits);
+        let written: Vec<_> =
+            all.iter().map(|setting| setting.write(group.path()).map_err(|e| e.to_string())).collect();
+        assert_eq!((&written[0], &written[1]), (&Ok(()), &Ok(())), "the second is not there");
+        assert!(written[2].as_ref().is_err_and(|why| why.contains("memory.oom.group: No such file")), "{written:?}");
+        assert_eq!(fs::read_to_string(group.path().join("memory.max")).unwrap(), "1048576");
+        assert!(!group.path().join("memory.swap.max").exists());
+        assert_eq!(settings(Version::V1, Controller::Cpu, &limits)[1].value, "150000");
+    }
 }
