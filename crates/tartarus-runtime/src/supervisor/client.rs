@@ -329,3 +329,18 @@ impl Vm for SupervisedVm {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An agent was killed, or the power went, while it was written.
+    #[tokio::test]
+    async fn a_launch_that_cannot_be_read_is_of_no_machine() {
+        let dir = tempfile::tempdir().unwrap();
+        for content in [&b""[..], b"{", &[0; 4096]] {
+            std::fs::write(dir.path().join(LAUNCH), content).unwrap();
+            assert!(matches!(SupervisedVm::adopt(dir.path()).await.unwrap(), Adopted::Absent));
+        }
+    }
+}
