@@ -200,12 +200,20 @@ fn data_dir(asked: Option<PathBuf>) -> anyhow::Result<PathBuf> {
         .with_context(|| format!("the data folder {}", dir.display()))
 }
 
+/// How long the lock of a server that was killed may be held by a process that it had just begun: until that runs a program
+/// of its own.
+const DYING: Duration = Duration::from_secs(2);
+
 /// One server per data folder: a second would take over the first one's sandboxes.
 fn lock(data: &Path) -> anyhow::Result<File> {
     let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(data.join("lock"))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(_) => bail!("another tartarus uses {}: stop it, or choose another folder with --data", data.display()),
+    let begin = std::time::Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(_) if begin.elapsed() < DYING => std::thread::sleep(Duration::from_millis(20)),
+            Err(_) => bail!("another tartarus uses {}: stop it, or choose another folder with --data", data.display()),
+        }
     }
 }
 

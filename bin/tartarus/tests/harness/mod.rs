@@ -246,6 +246,11 @@ impl Drop for Server {
         }
         self.stop();
         self.nothing_left();
+        // The keeper ends when it sees that its last client has.
+        let end = Instant::now() + Duration::from_secs(10);
+        while !self.all_processes().is_empty() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         assert_eq!(self.all_processes(), [], "left by the server that ended");
     }
 }

@@ -87,6 +87,13 @@ fn an_ordinary_user_imports_a_tar_and_runs_a_command() {
     assert_eq!(check("privileges")["status"], "warn", "{doctor}");
     assert!(check("privileges")["advice"].as_str().unwrap().contains("cgroup"), "{doctor}");
     assert_eq!(check("subuid")["status"], "ok", "{doctor}");
+    let device =
+        std::fs::metadata("/dev/kvm").map(|device| std::os::unix::fs::PermissionsExt::mode(&device.permissions()));
+    if device.as_ref().is_ok_and(|mode| mode & 0o006 == 0) {
+        assert_eq!(check("kvm")["status"], "warn", "{doctor}");
+        assert!(check("kvm")["found"].as_str().unwrap().contains("Permission denied"), "{doctor}");
+        assert!(check("kvm")["advice"].as_str().unwrap().contains("usermod -aG kvm"), "{doctor}");
+    }
 
     let kernel = account.file("kernel");
     let unpacked = Command::new("tar")

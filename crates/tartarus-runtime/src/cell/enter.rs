@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, mount_remount, unmount,
 };
-use rustix::process::{Gid, Resource, Rlimit, Signal, Uid, set_parent_process_death_signal, setrlimit};
+use rustix::process::{Gid, Resource, Rlimit, Signal, Uid, getrlimit, set_parent_process_death_signal, setrlimit};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, UnshareFlags, clear_ambient_capability_set, remove_capability_from_bounding_set,
     set_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid, unshare_unsafe,
@@ -160,7 +160,9 @@ impl Way {
     }
 }
 
+/// A tighter limit of the server's own stays.
 fn limit(resource: Resource, to: u64) -> rustix::io::Result<()> {
+    let to = getrlimit(resource).maximum.map_or(to, |own| own.min(to));
     setrlimit(resource, Rlimit { current: Some(to), maximum: Some(to) })
 }
 
