@@ -200,20 +200,13 @@ fn data_dir(asked: Option<PathBuf>) -> anyhow::Result<PathBuf> {
         .with_context(|| format!("the data folder {}", dir.display()))
 }
 
-/// How long the lock of a server that was killed may be held by a process that it had just begun: until that runs a program
-/// of its own.
-const DYING: Duration = Duration::from_secs(2);
-
-/// One server per data folder: a second would take over the first one's sandboxes.
+/// One server per data folder: a second would take over the first one's sandboxes. The lock is the process's, and gone with it
+/// (`fcntl`): that of an open file (`flock`) would be held by a child that a killed server had begun, until that runs its program.
 fn lock(data: &Path) -> anyhow::Result<File> {
     let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(data.join("lock"))?;
-    let begin = std::time::Instant::now();
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(_) if begin.elapsed() < DYING => std::thread::sleep(Duration::from_millis(20)),
-            Err(_) => bail!("another tartarus uses {}: stop it, or choose another folder with --data", data.display()),
-        }
+    match rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(_) => bail!("another tartarus uses {}: stop it, or choose another folder with --data", data.display()),
     }
 }
 

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use erebus::kernels::KernelStore;
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,9 @@ use crate::workshop::CannotStart;
 /// The device of hardware virtualisation.
 const KVM: &str = "/dev/kvm";
 
+/// How long a choice holds where a better driver could not be tried: each start would try it else.
+const AGAIN: Duration = Duration::from_secs(60);
+
 /// A probe on record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Probe {
@@ -48,7 +52,15 @@ struct TscOfBoot {
     tsc: Tsc,
 }
 
-type Known = (Arc<dyn Driver>, Chosen);
+/// A choice that was made.
+struct Known {
+    /// It holds as long as they are the same,
+    programs: Programs,
+    /// and where a better driver could not be tried then, until it may be tried again.
+    until: Option<Instant>,
+    driver: Arc<dyn Driver>,
+    chosen: Chosen,
+}
 
 /// Tells a program's file from the one that an upgrade puts in its place.
 type Stamp = (u64, u64, i64, i64);
@@ -69,8 +81,8 @@ pub(crate) struct Chooser {
     wanted: Wanted,
     supervisor: Program,
     kernels: KernelStore,
-    /// By kernel; as long as the programs are the same.
-    known: Mutex<HashMap<String, (Programs, Known)>>,
+    /// By kernel.
+    known: Mutex<HashMap<String, Known>>,
 }
 
 /// A kernel to choose for.
@@ -128,19 +140,27 @@ impl Chooser {
     }
 
     /// The driver for a kernel, and why. Probes if it must; concurrent callers wait for the same probe.
-    pub(crate) async fn choose(&self, kernel: Candidate<'_>, reprobe: bool) -> Result<Known, CannotStart> {
+    pub(crate) async fn choose(
+        &self,
+        kernel: Candidate<'_>,
+        reprobe: bool,
+    ) -> Result<(Arc<dyn Driver>, Chosen), CannotStart> {
         let mut known = self.known.lock().await;
         let lighter = firecracker::find();
         let jailer = lighter.as_deref().and_then(|program| firecracker::jailer(program).ok());
         let now = [qemu::find(), lighter, jailer].map(|program| program.and_then(stamp));
         if !reprobe
-            && let Some((then, (driver, chosen))) = known.get(kernel.digest)
-            && *then == now
+            && let Some(known) = known.get(kernel.digest)
+            && known.programs == now
+            && known.until.is_none_or(|until| Instant::now() < until)
         {
-            return Ok((driver.clone(), chosen.clone()));
+            return Ok((known.driver.clone(), known.chosen.clone()));
         }
         let first = known.is_empty();
-        let (lighter, with_it) = self.try_firecracker(kernel, first, reprobe).await;
+        if first {
+            remove_left().await;
+        }
+        let (lighter, with_it) = self.try_firecracker(kernel, reprobe).await;
         let (kvm, program) = match lighter {
             // Nothing better can come.
             Found::Works(_) => (Found::Absent("not looked for".to_owned()), None),
@@ -161,9 +181,9 @@ impl Chooser {
                 self.qemu(&program, &build, accel, cell)
             }
         };
-        if !for_now {
-            known.insert(kernel.digest.to_owned(), (now, (driver.clone(), chosen.clone())));
-        }
+        let until = for_now.then(|| Instant::now() + AGAIN);
+        let choice = Known { programs: now, until, driver: driver.clone(), chosen: chosen.clone() };
+        known.insert(kernel.digest.to_owned(), choice);
         Ok((driver, chosen))
     }
 
@@ -187,12 +207,7 @@ impl Chooser {
     }
 
     /// Whether Firecracker runs this kernel, and the driver where it can be had.
-    async fn try_firecracker(
-        &self,
-        kernel: Candidate<'_>,
-        first: bool,
-        reprobe: bool,
-    ) -> (Found, Option<Arc<dyn Driver>>) {
+    async fn try_firecracker(&self, kernel: Candidate<'_>, reprobe: bool) -> (Found, Option<Arc<dyn Driver>>) {
         let absent = |why: String| (Found::Absent(why), None);
         let untried = |why: String| (Found::Untried(why), None);
         if !considers(self.wanted, Kind::Firecracker) {
@@ -211,14 +226,6 @@ impl Chooser {
             Ok(driver) => driver,
             Err(why) => return untried(why),
         };
-        if first {
-            let others = driver.clone();
-            let removed = tokio::task::spawn_blocking(move || others.remove_others()).await;
-            if let Some(error) = removed.map_or_else(|e| Some(e.to_string()), |done| done.err().map(|e| e.to_string()))
-            {
-                tracing::warn!(error, "control groups of machines that have ended stay");
-            }
-        }
         let driver: Arc<dyn Driver> = Arc::new(driver);
         let elf = match self.kernels.elf(kernel.digest).await {
             Ok(elf) => elf,
@@ -285,6 +292,17 @@ impl Chooser {
         let found = probe::probe(&dir, driver, image, kernel.initramfs.to_owned()).await.map_err(CannotStart::retry)?;
         let _ = write_json(&path, &Probe { boot, kernel: guest, build: build.to_owned(), found: found.clone() });
         Ok(found)
+    }
+}
+
+/// Removes control groups of machines that a killed supervisor left; before this node has started any.
+async fn remove_left() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let removed = tokio::task::spawn_blocking(Groups::remove_left).await;
+    if let Err(error) = removed.unwrap_or_else(|e| Err(e.into())) {
+        tracing::warn!(error = %error, "control groups of machines that have ended stay");
     }
 }
 

@@ -6,10 +6,13 @@ use std::time::Duration;
 use tartarus_api::doctor::{Check, Status};
 use tartarus_runtime::cell::Cell;
 use tartarus_runtime::host::Tsc;
-use tartarus_runtime::qemu;
 use tartarus_runtime::supervisor::Program;
+use tartarus_runtime::{firecracker, qemu};
 
 use crate::choice;
+
+/// What to do where there is no QEMU.
+const INSTALL: &str = "install QEMU (Debian: apt-get install qemu-system-x86)";
 
 /// How long a try of a cell may take; the first copies some 50 MB.
 const CELL: Duration = Duration::from_secs(30);
@@ -20,7 +23,7 @@ fn check(name: &str, status: Status, found: impl Into<String>, advice: Option<&s
 
 /// Every check that needs no kernel.
 pub(crate) async fn checks(data: &Path, tsc: Tsc) -> Vec<Check> {
-    let mut checks = vec![hypervisor().await, firecracker().await, kvm()];
+    let mut checks = vec![hypervisor().await, lighter().await, kvm()];
     for (program, package, what) in [
         ("sqfstar", "squashfs-tools", "image import"),
         ("mke2fs", "e2fsprogs", "sandbox disks"),
@@ -46,18 +49,18 @@ async fn hypervisor() -> Check {
     let program = qemu::find().unwrap_or_else(|| qemu::PROGRAM.into());
     match qemu::version(&program).await {
         Ok(version) => check("hypervisor", Status::Ok, version, None),
-        Err(e) => {
-            let advice = "install QEMU (Debian: apt-get install qemu-system-x86)";
-            // Firecracker may do alone; the driver's line says whether it does.
-            let other = tartarus_runtime::firecracker::find().is_some();
-            check("hypervisor", if other { Status::Warn } else { Status::Fail }, e.to_string(), Some(advice))
-        }
+        Err(e) => check("hypervisor", absent(), e.to_string(), Some(INSTALL)),
     }
 }
 
-async fn firecracker() -> Check {
+/// How bad it is that QEMU is not there: Firecracker may do alone, and the driver's line says whether it does.
+fn absent() -> Status {
+    if firecracker::find().is_some() { Status::Warn } else { Status::Fail }
+}
+
+async fn lighter() -> Check {
     let name = "firecracker";
-    if tartarus_runtime::firecracker::find().is_none() {
+    if firecracker::find().is_none() {
         return check(name, Status::Ok, "not there, and not needed", None);
     }
     if !rustix::process::geteuid().is_root() {
@@ -67,7 +70,8 @@ async fn firecracker() -> Check {
     match choice::open_firecracker(Program(Vec::new())).await {
         Ok(driver) => check(name, Status::Ok, driver.build, None),
         Err(why) => {
-            let advice = "Firecracker and the jailer of the same release belong into one folder on the PATH; until then QEMU is used";
+            let advice = "Firecracker and the jailer of the same release belong into one folder on the PATH; \
+                          until then QEMU is used";
             check(name, Status::Warn, why, Some(advice))
         }
     }
@@ -82,7 +86,8 @@ fn kvm() -> Check {
             let advice = if Path::new("/dev/kvm").exists() {
                 "let this user open it (sudo usermod -aG kvm USER, and log in again); until then guests are translated"
             } else {
-                "guests are translated, several times as slow: turn virtualisation on in the firmware, or nested virtualisation for this virtual machine"
+                "guests are translated, several times as slow: turn virtualisation on in the firmware, or nested \
+                 virtualisation for this virtual machine"
             };
             check("kvm", Status::Warn, why, Some(advice))
         }
@@ -111,13 +116,14 @@ fn user() -> Check {
 
 /// Locks the hypervisor up, and looks whether it runs.
 async fn cell(dir: PathBuf) -> Check {
-    let tried = tokio::task::spawn_blocking(move || {
-        let program = qemu::find().ok_or("there is no QEMU to lock up")?;
-        match Cell::open(&dir, &program, None).map_err(|e| e.to_string())? {
+    let Some(program) = qemu::find() else {
+        return check("cell", absent(), "there is no QEMU to lock up", Some(INSTALL));
+    };
+    let tried =
+        tokio::task::spawn_blocking(move || match Cell::open(&dir, &program, None).map_err(|e| e.to_string())? {
             None => Ok(false),
             Some(cell) => cell.check(&program).map(|()| true),
-        }
-    });
+        });
     let tried = match tokio::time::timeout(CELL, tried).await {
         Ok(tried) => tried.unwrap_or_else(|e| Err(e.to_string())),
         Err(_) => Err(format!("it takes longer than {} s", CELL.as_secs())),
@@ -127,7 +133,8 @@ async fn cell(dir: PathBuf) -> Check {
             check("cell", Status::Ok, "each hypervisor has a user id, files, limits and namespaces of its own", None)
         }
         Ok(false) => {
-            let advice = "it runs as this user, with QEMU's seccomp filter and no new privileges; root can lock it up";
+            let advice =
+                "it runs as this user, with both filters of system calls and no new privileges; root can lock it up";
             check("cell", Status::Warn, "not as an ordinary user", Some(advice))
         }
         Err(why) => {

@@ -63,10 +63,14 @@ impl Machine {
     ///
     /// # Errors
     /// When a disk cannot be looked at.
-    pub(crate) fn limits(&self, threads: u32) -> io::Result<Limits> {
-        let mut longest = std::fs::metadata(&self.layer.path)?.len();
+    pub(crate) fn limits(&self, threads: u32) -> Result<Limits, RuntimeError> {
+        let length = |disk: &Path| {
+            let looked_at = std::fs::metadata(disk).map(|disk| disk.len());
+            looked_at.map_err(|e| RuntimeError::io(format!("looking at the disk {}", disk.display()), e))
+        };
+        let mut longest = length(&self.layer.path)?;
         if let DiskFormat::Overlay { over } = &self.layer.format {
-            longest = longest.max(std::fs::metadata(over)?.len());
+            longest = longest.max(length(over)?);
         }
         // The kernel's tables of the guest's memory are charged as well, twice with KVM: 8 bytes for each 4 KiB.
         let own = OVERHEAD_MIB + u64::from(self.memory_mib) / 128 + 8 * u64::from(self.cpus.saturating_sub(1));

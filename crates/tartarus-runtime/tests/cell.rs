@@ -3,7 +3,6 @@
 
 mod support;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,6 +10,7 @@ use std::time::Duration;
 use support::conformance::Subject;
 use support::qemu;
 use support::tiny::{machine, wait_for_letters};
+use support::{namespaces, status};
 use tartarus_runtime::cell::{Cell, FIRST_UID, UIDS};
 use tartarus_runtime::qemu::Qemu;
 use tartarus_runtime::{Cause, Deadlines, Driver, Vm};
@@ -27,18 +27,6 @@ async fn boot(driver: &Qemu, dir: &Path) -> Box<dyn Vm> {
 async fn end(vm: Box<dyn Vm>) {
     vm.kill().await;
     assert_eq!(tokio::time::timeout(LIMIT, vm.wait()).await.unwrap().cause, Cause::Ordered);
-}
-
-/// The fields of a process's or thread's `status`.
-fn status(of: &Path) -> BTreeMap<String, String> {
-    let text = fs::read_to_string(of.join("status")).unwrap();
-    text.lines().filter_map(|line| line.split_once(':')).map(|(k, v)| (k.to_owned(), v.trim().to_owned())).collect()
-}
-
-fn namespaces(of: &Path) -> BTreeMap<&'static str, PathBuf> {
-    ["cgroup", "ipc", "mnt", "net", "pid", "uts"]
-        .map(|name| (name, fs::read_link(of.join("ns").join(name)).unwrap()))
-        .into()
 }
 
 #[tokio::test]

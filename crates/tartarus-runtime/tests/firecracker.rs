@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use support::conformance::{LIMIT, Subject, assert_in_order, end};
-use support::firecracker;
 use support::tiny::{elf_machine, letters, wait_for_letters};
+use support::{firecracker, namespaces, status};
 use tartarus_runtime::cell::{FIRST_UID, UIDS};
 use tartarus_runtime::firecracker::Firecracker;
 use tartarus_runtime::{Adopted, Cause, Driver, Vm};
@@ -25,20 +25,8 @@ fn proc(pid: u32) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}"))
 }
 
-/// The fields of a process's or thread's `status`.
-fn status(of: &Path) -> BTreeMap<String, String> {
-    let text = fs::read_to_string(of.join("status")).unwrap();
-    text.lines().filter_map(|line| line.split_once(':')).map(|(k, v)| (k.to_owned(), v.trim().to_owned())).collect()
-}
-
 fn parent(pid: u32) -> u32 {
     status(&proc(pid))["PPid"].parse().unwrap()
-}
-
-fn namespaces(of: &Path) -> BTreeMap<&'static str, PathBuf> {
-    ["cgroup", "ipc", "mnt", "net", "pid", "uts"]
-        .map(|name| (name, fs::read_link(of.join("ns").join(name)).unwrap()))
-        .into()
 }
 
 fn kill(pid: u32) {
@@ -290,7 +278,7 @@ async fn a_supervisor_that_is_killed_takes_its_hypervisor_along() {
         })
     };
     assert!(left());
-    driver.remove_others().unwrap();
+    driver.groups.remove_left_by(&driver.locks).unwrap();
     assert!(!left());
 }
 

@@ -111,10 +111,10 @@ async fn a_group_goes_with_its_hypervisor_also_when_the_supervisor_is_killed() {
     assert!(own() > 0, "nobody is left to remove them");
     // Who owns it by the lock is asked, not who is in it.
     let owner = lock(&cell.locks, &FIRST_UID.to_string());
-    cell.remove_others().unwrap();
+    cell.groups.remove_left_by(&cell.locks).unwrap();
     assert!(own() > 0);
     drop(owner);
-    cell.remove_others().unwrap();
+    cell.groups.remove_left_by(&cell.locks).unwrap();
     assert_eq!(own(), 0);
     let left = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().any(|e| e.path().join(&cell.groups.parent).exists());
     assert!(!left, "the parent of all of them");

@@ -18,7 +18,6 @@ use rustix::thread::{
     CapabilitySet, CapabilitySets, UnshareFlags, clear_ambient_capability_set, remove_capability_from_bounding_set,
     set_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid, unshare_unsafe,
 };
-
 use seccompiler::BpfProgram;
 
 use super::{Cell, Group, Layer, filter};
@@ -83,7 +82,7 @@ impl Way {
             // And no core: it has the guest's memory in it.
             step("its longest file", limit(Resource::Fsize, bytes).and_then(|()| limit(Resource::Core, 0)))?;
         }
-        self.namespaces()?;
+        alone(|layer| self.has(layer))?;
         self.files()?;
         self.lose_privileges()
     }
@@ -92,30 +91,10 @@ impl Way {
         !self.without.contains(&layer)
     }
 
-    fn namespaces(&self) -> io::Result<()> {
-        let each = [
-            (Layer::Files, UnshareFlags::NEWNS),
-            (Layer::Network, UnshareFlags::NEWNET),
-            (Layer::Ipc, UnshareFlags::NEWIPC),
-            (Layer::HostName, UnshareFlags::NEWUTS),
-            (Layer::ControlGroups, UnshareFlags::NEWCGROUP),
-        ];
-        let flags =
-            each.iter().filter(|(layer, _)| self.has(*layer)).fold(UnshareFlags::empty(), |all, (_, f)| all | *f);
-        // SAFETY: it does not touch the table of descriptors, which is what the function is unsafe for.
-        step("namespaces", unsafe { unshare_unsafe(flags) })?;
-        if self.has(Layer::HostName) {
-            step("its host name", rustix::system::sethostname(b"cell"))?;
-        }
-        Ok(())
-    }
-
     fn files(&self) -> io::Result<()> {
         if !self.has(Layer::Files) {
             return Ok(());
         }
-        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-        step("private mounts", mount_change(c"/", private))?;
         // A mount of its own, so that it can be read-only and be the root.
         step("its file system", mount_bind(&self.root, &self.root))?;
         if let Some(Device { folder, node, null, number }) = &self.device {
@@ -173,18 +152,26 @@ pub(super) fn join(doors: &[OwnedFd]) -> io::Result<()> {
     step("its control group", doors.iter().try_for_each(join))
 }
 
-/// Namespaces of its own, but for that of processes, into which one must be born.
-pub(super) fn alone() -> io::Result<()> {
-    let alone = UnshareFlags::NEWNS
-        | UnshareFlags::NEWNET
-        | UnshareFlags::NEWIPC
-        | UnshareFlags::NEWUTS
-        | UnshareFlags::NEWCGROUP;
+/// Namespaces of its own, but for that of processes, into which one must be born; of mounts those that it has there alone.
+pub(super) fn alone(has: impl Fn(Layer) -> bool) -> io::Result<()> {
+    let each = [
+        (Layer::Files, UnshareFlags::NEWNS),
+        (Layer::Network, UnshareFlags::NEWNET),
+        (Layer::Ipc, UnshareFlags::NEWIPC),
+        (Layer::HostName, UnshareFlags::NEWUTS),
+        (Layer::ControlGroups, UnshareFlags::NEWCGROUP),
+    ];
+    let flags = each.iter().filter(|(layer, _)| has(*layer)).fold(UnshareFlags::empty(), |all, (_, flag)| all | *flag);
     // SAFETY: it does not touch the table of descriptors, which is what the function is unsafe for.
-    step("namespaces", unsafe { unshare_unsafe(alone) })?;
-    step("its host name", rustix::system::sethostname(b"cell"))?;
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    step("private mounts", mount_change(c"/", private))
+    step("namespaces", unsafe { unshare_unsafe(flags) })?;
+    if has(Layer::HostName) {
+        step("its host name", rustix::system::sethostname(b"cell"))?;
+    }
+    if has(Layer::Files) {
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        step("private mounts", mount_change(c"/", private))?;
+    }
+    Ok(())
 }
 
 /// With the usual options: of processes, and of those only its own.
@@ -228,14 +215,14 @@ pub(super) fn new_keyring() -> rustix::io::Result<()> {
 #[derive(Debug)]
 pub(crate) struct LastSteps {
     filter: Option<BpfProgram>,
-    privileges: bool,
+    no_new_privileges: bool,
 }
 
 impl LastSteps {
     pub(crate) fn new(cell: Option<&Cell>, filtered: bool) -> io::Result<Self> {
         let has = |layer| cell.is_none_or(|cell| !cell.without.contains(&layer));
         let filter = (filtered && has(Layer::SystemCalls)).then(filter::program).transpose()?;
-        Ok(Self { filter, privileges: !has(Layer::NoNewPrivileges) })
+        Ok(Self { filter, no_new_privileges: has(Layer::NoNewPrivileges) })
     }
 
     /// It ends with its supervisor, of which standard output is a pipe to. Only for a child between fork and exec.
@@ -256,7 +243,7 @@ impl LastSteps {
     /// It gains nothing by running another program, and calls what it needs of the kernel. Comes last: what was done before
     /// could not be done then.
     pub(crate) fn confine(&self) -> io::Result<()> {
-        if !self.privileges {
+        if self.no_new_privileges {
             step("no new privileges", set_no_new_privs(true))?;
         }
         self.filter.as_ref().map_or(Ok(()), |filter| step("its filter of system calls", filter::put_on(filter)))

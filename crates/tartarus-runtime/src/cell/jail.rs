@@ -48,8 +48,6 @@ pub struct Jail {
     pub groups: Groups,
     /// Files of the host that are seen in the root. Firecracker takes names, not descriptors.
     pub shared: Vec<Shared>,
-    /// The longest file, in bytes, that can be made in there.
-    pub longest_file: u64,
 }
 
 /// A file that is seen in a jail.
@@ -69,18 +67,18 @@ impl Jail {
         base.join(program.file_name().unwrap_or_default()).join(ID).join("root")
     }
 
-    /// The jailer's command line for a program and its arguments.
+    /// The jailer's command line for a program and its arguments, and the longest file in bytes that it may make.
     ///
     /// # Errors
     /// When a path is not UTF-8.
-    pub(crate) fn argv(&self, argv: &[String], uid: u32) -> io::Result<Vec<String>> {
+    pub(crate) fn argv(&self, argv: &[String], uid: u32, file_bytes: u64) -> io::Result<Vec<String>> {
         let text = |path: &Path| {
             let text = path.to_str().ok_or_else(|| io::Error::other(format!("{} is not UTF-8", path.display())));
             text.map(str::to_owned)
         };
         let (program, args) = argv.split_first().ok_or_else(|| io::Error::other("launch.json has no program"))?;
         let (jailer, base, uid) = (text(&self.jailer)?, text(&self.base)?, uid.to_string());
-        let limits = [format!("no-file={OPEN_FILES}"), format!("fsize={}", self.longest_file)];
+        let limits = [format!("no-file={OPEN_FILES}"), format!("fsize={file_bytes}")];
         let own = [
             &jailer,
             "--id",
@@ -145,7 +143,7 @@ impl Way {
     pub(super) fn enter(&self) -> io::Result<()> {
         join(&self.doors)?;
         init::stay_behind()?;
-        alone()?;
+        alone(|_| true)?;
         let tap = tap::make(self.uid);
         step("its TAP", tap.map_err(|e| rustix::io::Errno::from_io_error(&e).unwrap_or(rustix::io::Errno::IO)))?;
         for (host, jail, write) in &self.shared {
@@ -194,14 +192,14 @@ mod tests {
         assert_eq!(root, Path::new("/d/jail/firecracker-v1/vm/root"));
         let (jailer, locks) = ("/p/jailer-v1".into(), "/l".into());
         let groups = Groups::default();
-        let jail = Jail { jailer, base, root, locks, groups, shared: Vec::new(), longest_file: 77 };
+        let jail = Jail { jailer, base, root, locks, groups, shared: Vec::new() };
         let argv = ["/p/firecracker-v1", "--api-sock", "/run/api.sock"].map(str::to_owned);
         assert_eq!(
-            jail.argv(&argv, 2_100_000_007).unwrap().join(" "),
+            jail.argv(&argv, 2_100_000_007, 77).unwrap().join(" "),
             "/p/jailer-v1 --id vm --exec-file /p/firecracker-v1 --uid 2100000007 --gid 2100000007 \
              --chroot-base-dir /d/jail --resource-limit no-file=2048 --resource-limit fsize=77 -- --api-sock /run/api.sock"
         );
-        assert!(jail.argv(&[], 1).is_err());
+        assert!(jail.argv(&[], 1, 77).is_err());
     }
 
     #[test]

@@ -176,14 +176,12 @@ impl Cell {
         Ok(Some(Self { root, locks: LOCKS.into(), device, groups, without: Vec::new() }))
     }
 
-    /// Removes the files of other builds, and control groups that nobody has locked: before any machine is started that
-    /// could have been told of them.
+    /// Removes the files of other builds: before any machine is started that could have been told of them.
     ///
     /// # Errors
     /// When they cannot be removed.
     pub fn remove_others(&self) -> io::Result<()> {
         let _one = one_at_a_time();
-        remove_unowned(&self.groups, &self.locks)?;
         self.root.parent().map_or(Ok(()), |dir| root::remove_others(dir, &self.root))
     }
 
@@ -199,9 +197,8 @@ impl Cell {
         let (mut said, stderr) = io::pipe().map_err(|e| e.to_string())?;
         let mut command = Command::new(program);
         command.arg("--version").env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
-        // SAFETY: the closure only makes system calls; it allocates nothing and takes no lock.
         let last = LastSteps::new(Some(self), true).map_err(|e| e.to_string())?;
-        // SAFETY: as above.
+        // SAFETY: the closure only makes system calls; it allocates nothing and takes no lock.
         unsafe { command.pre_exec(move || way.enter().and_then(|()| last.confine())) };
         let ended = command.status();
         drop(command);
@@ -217,9 +214,22 @@ impl Cell {
     }
 }
 
-/// Removes control groups of user ids that nobody has locked: their supervisors were killed.
-pub(crate) fn remove_unowned(groups: &Groups, locks: &Path) -> io::Result<()> {
-    groups.remove_unowned(|uid| uids::hold(locks, uid))
+impl Groups {
+    /// Removes the groups of machines whose supervisors were killed: those of user ids that nobody has locked. Blocks.
+    ///
+    /// # Errors
+    /// When there are no groups, or one stays.
+    pub fn remove_left() -> io::Result<()> {
+        Self::find().map_err(io::Error::other)?.remove_left_by(Path::new(LOCKS))
+    }
+
+    /// The same for these groups and these locks.
+    ///
+    /// # Errors
+    /// When one stays.
+    pub fn remove_left_by(&self, locks: &Path) -> io::Result<()> {
+        self.remove_unowned(|uid| uids::hold(locks, uid))
+    }
 }
 
 /// Files are gathered, and removed, in one place before they count.

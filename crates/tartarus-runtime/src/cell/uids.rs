@@ -27,11 +27,8 @@ pub(crate) struct Uid {
 pub(crate) fn take(locks: &Path) -> io::Result<Uid> {
     make(locks)?;
     for number in FIRST_UID..FIRST_UID + UIDS {
-        let lock = File::options().create(true).truncate(false).write(true).open(locks.join(number.to_string()))?;
-        match lock.try_lock() {
-            Ok(()) => return Ok(Uid { number, _lock: lock }),
-            Err(TryLockError::WouldBlock) => {}
-            Err(TryLockError::Error(e)) => return Err(e),
+        if let Some(lock) = lock(locks, number)? {
+            return Ok(Uid { number, _lock: lock });
         }
     }
     Err(io::Error::other(format!("all {UIDS} user ids for hypervisors, from {FIRST_UID} on, are in use")))
@@ -39,6 +36,16 @@ pub(crate) fn take(locks: &Path) -> io::Result<Uid> {
 
 fn make(locks: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(locks)
+}
+
+/// The lock of a number; nothing where somebody has it.
+fn lock(locks: &Path, number: u32) -> io::Result<Option<File>> {
+    let lock = File::options().create(true).truncate(false).write(true).open(locks.join(number.to_string()))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(Some(lock)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(e)) => Err(e),
+    }
 }
 
 /// Somebody else who has some of the user ids of cells.
@@ -96,9 +103,7 @@ fn foreign(locks: &Path, groups: &Groups) -> Option<(u32, u32)> {
 
 /// Keeps others from taking it, until what is given is dropped; nothing where somebody has it, or who cannot be told.
 pub(super) fn hold(locks: &Path, number: u32) -> Option<File> {
-    make(locks).ok()?;
-    let lock = File::options().create(true).truncate(false).write(true).open(locks.join(number.to_string())).ok()?;
-    lock.try_lock().is_ok().then_some(lock)
+    make(locks).and_then(|()| lock(locks, number)).ok()?
 }
 
 /// Whether somebody has it.

@@ -25,7 +25,7 @@ pub(crate) use monitor::FirecrackerMonitor;
 use monitor::UNOPENED;
 pub use program::{find, jailer};
 
-use crate::cell::{self, Groups, Jail, LOCKS, Shared};
+use crate::cell::{self, Groups, Jail, LOCKS, Limits, Shared};
 use crate::driver::{Adopted, DiskFormat, Driver, Fingerprint, Machine, Restore, RuntimeError, Vm};
 use crate::host;
 use crate::supervisor::{Deadlines, Hypervisor, Launch, Program, SupervisedVm};
@@ -96,16 +96,6 @@ impl Firecracker {
         let lines = jail::end_of(&root, jail::METRICS).map_err(failed)?;
         let last = lines.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
         serde_json::from_slice(last).map_err(|e| failed(e.into()))
-    }
-}
-
-impl Firecracker {
-    /// Removes control groups that machines left whose supervisors were killed: before any machine is started.
-    ///
-    /// # Errors
-    /// When they cannot be removed.
-    pub fn remove_others(&self) -> io::Result<()> {
-        cell::remove_unowned(&self.groups, &self.locks)
     }
 }
 
@@ -209,10 +199,8 @@ impl Firecracker {
                 File::create(unopened)?;
             }
         }
-        let memory = u64::from(machine.memory_mib) << 20;
-        let longest_file = memory.max(std::fs::metadata(&machine.layer.path)?.len()) + SLACK;
         let (jailer, locks, groups) = (self.jailer.clone(), self.locks.clone(), self.groups.clone());
-        Ok(Jail { jailer, base, root, locks, groups, shared: files, longest_file })
+        Ok(Jail { jailer, base, root, locks, groups, shared: files })
     }
 
     fn launch(
@@ -236,11 +224,11 @@ impl Firecracker {
         let argv = argv.into_iter().map(str::to_owned).collect();
         let (env, sockets, files, cell) = (Vec::new(), Vec::new(), Vec::new(), None);
         // It has a filter of its own for each thread.
-        let (hypervisor, filtered, limits) = (
-            Hypervisor::Firecracker(jail),
-            false,
-            Some(machine.limits(THREADS).map_err(|e| RuntimeError::io("looking at its disks", e))?),
-        );
+        let (hypervisor, filtered) = (Hypervisor::Firecracker(jail), false);
+        let limits = machine.limits(THREADS)?;
+        // A snapshot's memory is a file there, for a moment.
+        let file_bytes = limits.file_bytes.max(u64::from(machine.memory_mib) << 20) + SLACK;
+        let limits = Some(Limits { file_bytes, ..limits });
         Ok(Launch { argv, env, sockets, fds, files, cell, hypervisor, filtered, limits, deadlines })
     }
 
@@ -288,6 +276,7 @@ async fn reached(root: &Path, name: &str, watch: &jail::Watch, vm: &SupervisedVm
 
 /// Threads beside those of its processors: its own two, one of the kernel's, the jailer's, and the one that stands for it.
 const THREADS: u32 = 16;
+
 /// What Firecracker cannot do, before anything is started.
 fn possible(machine: &Machine, start: &Start) -> Result<(), RuntimeError> {
     let no = |why: String| Err(RuntimeError::Start(why));

@@ -27,7 +27,6 @@ fn pretended() -> (tempfile::TempDir, FirecrackerMonitor, mpsc::Receiver<String>
         locks: "locks".into(),
         groups: Default::default(),
         shared: Vec::new(),
-        longest_file: 0,
     };
     let monitor = FirecrackerMonitor::new(dir.path(), &jail);
     (dir, monitor, told)

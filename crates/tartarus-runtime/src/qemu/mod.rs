@@ -123,8 +123,7 @@ impl Qemu {
         let sockets = vec![(AGENT.to_owned(), AGENT_FD), (QMP.to_owned(), QMP_FD)];
         let env = ENV.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let (files, cell) = (files(machine, start), self.cell.clone());
-        let (hypervisor, limits) =
-            (Hypervisor::Qemu, Some(machine.limits(THREADS).map_err(|e| RuntimeError::io("looking at its disks", e))?));
+        let (hypervisor, limits) = (Hypervisor::Qemu, Some(machine.limits(THREADS)?));
         let launch = Launch { argv, env, sockets, fds, files, cell, hypervisor, filtered: true, limits, deadlines };
         Ok(Box::new(SupervisedVm::launch(&self.supervisor, &machine.dir, &launch).await?))
     }

@@ -92,7 +92,10 @@ pub(super) fn spawn(
     output: io::PipeWriter,
 ) -> io::Result<Child> {
     let argv = match (&launch.hypervisor, uid) {
-        (Hypervisor::Firecracker(jail), Some(uid)) => &jail.argv(&launch.argv, uid.number)?,
+        (Hypervisor::Firecracker(jail), Some(uid)) => {
+            let file_bytes = launch.limits.as_ref().map_or(u64::MAX, |limits| limits.file_bytes);
+            &jail.argv(&launch.argv, uid.number, file_bytes)?
+        }
         _ => &launch.argv,
     };
     let (program, args) = argv.split_first().ok_or_else(|| io::Error::other("launch.json has no program"))?;

@@ -94,6 +94,19 @@ pub(crate) fn descriptors(pid: u32) -> BTreeMap<String, usize> {
     found
 }
 
+/// The fields of a process's or thread's `status`.
+pub(crate) fn status(of: &Path) -> BTreeMap<String, String> {
+    let text = std::fs::read_to_string(of.join("status")).unwrap();
+    text.lines().filter_map(|line| line.split_once(':')).map(|(k, v)| (k.to_owned(), v.trim().to_owned())).collect()
+}
+
+/// The namespaces that a process is in.
+pub(crate) fn namespaces(of: &Path) -> BTreeMap<&'static str, PathBuf> {
+    ["cgroup", "ipc", "mnt", "net", "pid", "uts"]
+        .map(|name| (name, std::fs::read_link(of.join("ns").join(name)).unwrap()))
+        .into()
+}
+
 /// A list of descriptors as a test writes it.
 pub(crate) fn these(parts: &[&[(&str, usize)]]) -> BTreeMap<String, usize> {
     parts.concat().into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect()
