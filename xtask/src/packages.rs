@@ -20,12 +20,14 @@ const DEMO: &[Package] = &[
     ("tar", "streams folders as images"),
     ("xz-utils", "reads compressed packages and images"),
     ("util-linux", "setpriv ends the demo's server should the demo itself be killed"),
+    ("nftables", "puts the network contracts of sandboxes in force"),
     ("gcc", "links, and compiles the SQLite that is built in"),
     ("libc6-dev", "the static C library of the guest agent"),
 ];
 
 const TEST: &[Package] = &[
     ("busybox-static", "the root file system of most test guests"),
+    ("iproute2", "builds the networks that tests are run in"),
     ("strace", "shows that what is accepted is on disk before it is answered"),
     ("cpio", "reads back the initramfs that was made"),
     ("procps", "finds processes that were left behind"),

@@ -7,6 +7,7 @@
 
 pub mod error;
 pub mod id;
+pub mod net;
 pub mod overcommit;
 pub mod sandbox;
 pub mod signal;
@@ -15,6 +16,7 @@ pub mod units;
 
 pub use error::{ErrorCode, Refusal};
 pub use id::{ExecId, LeaseToken, NodeId, SandboxId};
+pub use net::{Contract, NetCeiling, NetMode, NetRequest};
 pub use overcommit::Overcommit;
 pub use sandbox::{Event, Outcome, Reason, State, step};
 pub use spec::{Ground, Language, Limits, RunnerSpec, SandboxSpec, Shape, SnapshotUse, TemplateSpec, Warm};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::Refusal;
+use crate::{Contract, Refusal};
 
 /// Defaults of every sandbox made from a template, and the image it starts from.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -33,6 +33,9 @@ pub struct TemplateSpec {
     /// No golden snapshots: every sandbox boots cold.
     #[serde(default)]
     pub cold: bool,
+    /// What a sandbox may reach when its request does not say; the golden snapshots do not depend on it.
+    #[serde(default)]
+    pub net: Contract,
 }
 
 /// How a guest is made ready: before the golden snapshot, and again after a cold boot, always before the sandbox's own
@@ -147,6 +150,9 @@ pub struct SandboxSpec {
     /// What the sandbox wrote is overwritten when it ends.
     #[serde(default)]
     pub shred: bool,
+    /// What it may reach when it starts.
+    #[serde(default)]
+    pub net: Contract,
 }
 
 impl SandboxSpec {
@@ -327,7 +333,7 @@ impl Limits {
     }
 }
 
-fn range(field: &str, value: u64, min: u64, max: u64, unit: &str) -> Result<(), Refusal> {
+pub(crate) fn range(field: &str, value: u64, min: u64, max: u64, unit: &str) -> Result<(), Refusal> {
     if (min..=max).contains(&value) {
         return Ok(());
     }

@@ -10,6 +10,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("hermes", &["tartarus-types"]),
     ("tartarus-api", &["tartarus-types"]),
     ("tartarus-guest", &["tartarus-types"]),
+    ("tartarus-attacker", &[]),
     ("blobs", &["tartarus-types"]),
     ("cerberus", &["tartarus-types", "hermes"]),
     ("moirai", &["tartarus-types"]),
@@ -41,7 +42,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// Crates that exist only for tests: they may use every library, and only dev-dependencies may name them.
 const TEST_ONLY: &str = "testkit";
 /// Programs: nobody depends on them.
-const PROGRAMS: [&str; 2] = ["tartarus", "xtask"];
+const PROGRAMS: [&str; 3] = ["tartarus", "tartarus-attacker", "xtask"];
 
 /// Arrows that are not allowed, and crates that no rule knows.
 pub(super) fn check(metadata: &Metadata) -> Vec<String> {

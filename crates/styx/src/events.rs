@@ -1,0 +1,187 @@
+//! Notices of the kernel that links, addresses, routes or rules of a namespace changed.
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::time::Duration;
+
+use tokio::io::unix::AsyncFd;
+
+use crate::StyxError;
+
+/// Changes come in bunches; this long after the first one they are looked at together.
+const SETTLE: Duration = Duration::from_millis(50);
+/// Groups of links, IPv4 addresses and IPv4 routes (`RTMGRP_…`).
+const ROUTE_GROUPS: u32 = 0x1 | 0x10 | 0x40;
+/// The group of nftables, the seventh.
+const NFT_GROUPS: u32 = 1 << 6;
+/// Sets in which elements come and go by themselves, or by the resolver.
+const LIVE: [&[u8]; 3] = [b"pinned", b"blocked", b"blocked_other"];
+
+/// Both sockets, of one namespace.
+pub(crate) struct Sockets {
+    route: OwnedFd,
+    nft: OwnedFd,
+}
+
+impl Sockets {
+    /// Of the namespace of the calling thread.
+    pub(crate) fn here() -> Result<Self, StyxError> {
+        let opened = || -> io::Result<Self> {
+            let route = socket(libc::NETLINK_ROUTE, ROUTE_GROUPS)?;
+            Ok(Self { route, nft: socket(libc::NETLINK_NETFILTER, NFT_GROUPS)? })
+        };
+        opened().map_err(StyxError::system("watch a network namespace"))
+    }
+}
+
+/// The same, known to the runtime.
+pub(crate) struct Events {
+    route: AsyncFd<OwnedFd>,
+    nft: AsyncFd<OwnedFd>,
+}
+
+impl Events {
+    pub(crate) fn new(sockets: Sockets) -> Result<Self, StyxError> {
+        // SAFETY: what is registered owns its descriptor, which stays the same and open until it is dropped with the registration.
+        let register = |fd| unsafe { AsyncFd::<OwnedFd>::register(fd) };
+        let watch = |fd| register(fd).map_err(StyxError::system("watch a network namespace"));
+        Ok(Self { route: watch(sockets.route)?, nft: watch(sockets.nft)? })
+    }
+
+    /// Waits for the next change, and a little longer for what comes with it; says whether rules are among what changed. One
+    /// call at a time hears each.
+    pub(crate) async fn changed(&self) -> Result<bool, StyxError> {
+        loop {
+            let (heard, rules) = tokio::select! {
+                heard = hear(&self.route) => (heard, false),
+                heard = hear(&self.nft) => (heard, true),
+            };
+            if heard.map_err(StyxError::system("hear of changes of a network namespace"))? {
+                tokio::time::sleep(SETTLE).await;
+                return Ok(self.forget() || rules);
+            }
+        }
+    }
+
+    /// Drops what was heard so far; says whether anything was about rules.
+    pub(crate) fn forget(&self) -> bool {
+        let drained = [&self.route, &self.nft].map(|socket| {
+            let mut buffer = [0; 8192];
+            let mut heard = false;
+            while !matches!(rustix::io::read(socket.get_ref(), &mut buffer), Err(rustix::io::Errno::AGAIN) | Ok(0)) {
+                heard = true;
+            }
+            heard
+        });
+        drained[1]
+    }
+}
+
+/// Reads one message when there is one, and says whether it matters.
+async fn hear(socket: &AsyncFd<OwnedFd>) -> io::Result<bool> {
+    let mut buffer = vec![0; 32 << 10];
+    loop {
+        let mut ready = socket.readable().await?;
+        match ready.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), &mut buffer)?)) {
+            Err(_) => {}
+            // More happened than fits: it is looked at in any case.
+            Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(true),
+            Ok(read) => return Ok(matters(&buffer[..read?])),
+        }
+    }
+}
+
+/// Whether a datagram tells of more than elements of a live set. What cannot be read matters.
+fn matters(mut datagram: &[u8]) -> bool {
+    while datagram.len() >= 16 {
+        let number =
+            |at: usize, len: usize| datagram[at..at + len].iter().rev().fold(0, |n, b| n << 8 | usize::from(*b));
+        let (length, kind) = (number(0, 4), number(4, 2));
+        if length < 16 || length > datagram.len() {
+            return true;
+        }
+        let subsystem = kind >> 8;
+        let fine = match (subsystem, kind & 0xff) {
+            // NFT_MSG_NEWGEN comes with every transaction.
+            (10, 15) => true,
+            // NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM.
+            (10, 12 | 14) => set(&datagram[16..length]).is_some_and(|name| LIVE.contains(&name)),
+            _ => false,
+        };
+        if !fine {
+            return true;
+        }
+        datagram = datagram.get((length + 3) & !3..).unwrap_or_default();
+    }
+    false
+}
+
+/// The name of the set that a message about elements is of (attribute 2, after four bytes of family and version).
+fn set(message: &[u8]) -> Option<&[u8]> {
+    let mut rest = message.get(4..)?;
+    loop {
+        let length = usize::from(u16::from_le_bytes([*rest.first()?, *rest.get(1)?]));
+        let kind = u16::from_le_bytes([*rest.get(2)?, *rest.get(3)?]) & 0x3fff;
+        let value = rest.get(4..length)?;
+        if kind == 2 {
+            return value.strip_suffix(b"\0");
+        }
+        rest = rest.get((length + 3) & !3..)?;
+    }
+}
+
+fn socket(protocol: libc::c_int, groups: u32) -> io::Result<OwnedFd> {
+    let flags = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: the call takes numbers.
+    let fd = unsafe { libc::socket(libc::AF_NETLINK, flags, protocol) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just made and has no other owner.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: an address is numbers, for which zero is valid.
+    let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+    address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+    address.nl_groups = groups;
+    let length = std::mem::size_of_val(&address) as libc::socklen_t;
+    // SAFETY: the address lives until the call returns, and its length is its own.
+    let bound = unsafe { libc::bind(fd, (&raw const address).cast(), length) };
+    if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: u16, attributes: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut body = vec![2, 0, 0, 0];
+        for (kind, value) in attributes {
+            body.extend(u16::try_from(4 + value.len()).unwrap().to_le_bytes());
+            body.extend(kind.to_le_bytes());
+            body.extend(*value);
+            body.resize((body.len() + 3) & !3, 0);
+        }
+        let mut message = u32::try_from(16 + body.len()).unwrap().to_le_bytes().to_vec();
+        message.extend(kind.to_le_bytes());
+        message.extend([0; 10]);
+        [message, body].concat()
+    }
+
+    #[test]
+    fn only_elements_of_live_sets_do_not_matter() {
+        let elements = |set: &[u8]| message(10 << 8 | 12, &[(1, b"tartarus\0"), (2, set)]);
+        assert!(!matters(&[elements(b"pinned\0"), message(10 << 8 | 15, &[])].concat()));
+        assert!(matters(&elements(b"never\0")));
+        assert!(matters(&elements(b"pinnedx\0")));
+        assert!(matters(&[elements(b"pinned\0"), message(10 << 8 | 8, &[])].concat()));
+        assert!(matters(&message(16, &[])), "a link");
+    }
+
+    #[test]
+    fn what_is_cut_short_matters() {
+        let whole = message(10 << 8 | 12, &[(1, b"tartarus\0"), (2, b"pinned\0")]);
+        for length in 16..whole.len() {
+            assert!(matters(&whole[..length]), "{length}");
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! The resolver of a sandbox: it answers names that the contract lists, and makes what it answers reachable before the
+//! answer leaves.
+//!
+//! Bytes come from a hostile guest, and answers may come from somebody as hostile. So questions are read by a small strict
+//! reader ([`parse()`]) that keeps nothing but the question itself; what is asked of others is asked anew, by lower-case name and
+//! only for IPv4 addresses; and of their answer nothing is passed on but addresses that the contract lets through
+//! ([`screen()`]), at the name that was asked for. What of this is decided is decided by pure functions ([`judge`]).
+//!
+//! It knows neither namespaces nor nftables: its sockets are handed to it, and [`Pins`] is how an answer becomes reachable.
+//!
+//! What it cannot tell apart: whoever may ask for any name below `*.example.org` can carry data out in the names themselves,
+//! at 50 questions in a second.
+#![forbid(unsafe_code)]
+
+mod bucket;
+mod pins;
+mod policy;
+mod refused;
+mod resolve;
+mod screen;
+mod serve;
+mod upstream;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+pub use pins::Pins;
+pub use policy::{Verdict, Why, judge};
+pub use refused::Refused;
+pub use screen::{MAX_ADDRESSES, MAX_TTL, MIN_TTL, clamp_ttl, screen};
+pub use serve::{ServeError, serve};
+pub use upstream::{Found, NoUpstream, Unanswered, Upstream, servers_of_host};
+pub use wire::{Code, Malformed, Question, parse, reply};

@@ -1,0 +1,203 @@
+//! The node's network: asked for namespaces, it keeps some ready.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use tokio::sync::{Mutex, Notify, OnceCell};
+use tokio::task::JoinHandle;
+
+use crate::host::Host;
+use crate::rules::Guard;
+use crate::space::Place;
+use crate::{Finding, Space, StyxError, enter};
+
+/// How a node's network is made.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where sandboxes have their outer addresses, two each; a prefix of 8 to 28 bits.
+    pub range: Ipv4Net,
+    /// Namespaces that wait, once one was taken.
+    pub pool: usize,
+    /// The one protective rule that is left out; only the attack suite leaves one out, to see that it is missed.
+    pub without: Option<Guard>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let range = Ipv4Net::new_assert(std::net::Ipv4Addr::new(198, 18, 0, 0), 16);
+        Self { range, pool: 4, without: None }
+    }
+}
+
+/// The network of a node. Nothing is touched before [`Styx::ready`], [`Styx::findings`] or [`Styx::take`].
+pub struct Styx {
+    inner: Arc<Inner>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+struct Inner {
+    options: Options,
+    next: Arc<AtomicU32>,
+    host: OnceCell<(Place, Host)>,
+    waiting: Mutex<Vec<Space>>,
+    wanted: Notify,
+}
+
+impl Styx {
+    /// Touches nothing.
+    pub fn new(options: Options) -> Self {
+        let inner = Inner {
+            options,
+            next: Arc::default(),
+            host: OnceCell::new(),
+            waiting: Mutex::default(),
+            wanted: Notify::new(),
+        };
+        Self { inner: Arc::new(inner), tasks: Mutex::default() }
+    }
+
+    /// Sees that the node's table is in force and that packets get through the node; remembered until something changes.
+    pub async fn ready(&self) -> Result<(), StyxError> {
+        let (_, host) = self.host().await?;
+        host.ready().await
+    }
+
+    /// A namespace in which nothing passes yet. The pool is filled again in the background, one at a time.
+    pub async fn take(&self) -> Result<Space, StyxError> {
+        let (place, host) = self.host().await?;
+        host.ready().await?;
+        self.refill().await;
+        loop {
+            let waiting = self.inner.waiting.lock().await.pop();
+            self.inner.wanted.notify_one();
+            match waiting {
+                None => return Space::make(place.clone(), self.inner.next.clone()).await,
+                Some(space) => match space.check_links().await {
+                    Ok(()) => return Ok(space),
+                    Err(error) => tracing::warn!(%error, index = space.index, "a namespace that waited is left"),
+                },
+            }
+        }
+    }
+
+    /// The namespace of a sandbox that runs already, such as after a restart, by its open `/proc/PID/ns/net`.
+    pub async fn adopt(&self, namespace: OwnedFd) -> Result<Space, StyxError> {
+        let (place, host) = self.host().await?;
+        host.enforce().await?;
+        Space::adopt(Arc::new(namespace), place.clone()).await
+    }
+
+    /// What keeps sandboxes from the network, each with the command that changes it; nothing where all is well.
+    pub async fn findings(&self) -> Vec<Finding> {
+        let found =
+            |problem: String, command: Option<&str>| vec![Finding { problem, command: command.map(Into::into) }];
+        match self.host().await {
+            Err(error) => found(error.to_string(), None),
+            Ok((_, host)) => host.findings().await,
+        }
+    }
+
+    /// Forgets that the path worked, such as after a sandbox that did not get out.
+    pub async fn doubt(&self) {
+        if let Some((_, host)) = self.inner.host.get() {
+            host.doubt().await;
+        }
+    }
+
+    /// Namespaces that wait.
+    pub async fn waiting(&self) -> usize {
+        self.inner.waiting.lock().await.len()
+    }
+
+    /// Removes what waits, and the node's table where no sandbox is left.
+    pub async fn close(&self) -> Result<(), StyxError> {
+        if rustix::process::geteuid().is_root() {
+            // Also what an earlier process left, which was killed.
+            self.host().await?;
+        }
+        for task in self.tasks.lock().await.drain(..) {
+            task.abort();
+            // Aborted, which is what was asked for.
+            drop(task.await);
+        }
+        for space in self.inner.waiting.lock().await.drain(..) {
+            space.remove().await?;
+        }
+        match self.inner.host.get() {
+            Some((_, host)) => host.close().await,
+            None => Ok(()),
+        }
+    }
+
+    async fn host(&self) -> Result<&(Place, Host), StyxError> {
+        let make = || async {
+            if !rustix::process::geteuid().is_root() {
+                return Err(StyxError::NotRoot);
+            }
+            let Options { range, without, .. } = self.inner.options;
+            if !(8..=28).contains(&range.prefix_len()) {
+                return Err(StyxError::NotReady(format!("the range {range} must have a prefix of 8 to 28 bits")));
+            }
+            let place = Place { node: enter::own()?, range: range.trunc(), without };
+            let host = Host::new(place.clone()).await?;
+            Ok((place, host))
+        };
+        let host = self.inner.host.get_or_try_init(make).await?;
+        let mut tasks = self.tasks.lock().await;
+        if tasks.is_empty() {
+            let inner = self.inner.clone();
+            tasks.push(tokio::spawn(async move { inner.watch().await }));
+        }
+        Ok(host)
+    }
+
+    /// Starts what fills the pool.
+    async fn refill(&self) {
+        let mut tasks = self.tasks.lock().await;
+        if tasks.len() == 1 && self.inner.options.pool > 0 {
+            let inner = self.inner.clone();
+            tasks.push(tokio::spawn(async move { inner.fill().await }));
+        }
+    }
+}
+
+impl Inner {
+    async fn watch(&self) {
+        if let Some((_, host)) = self.host.get() {
+            let error = host.watch().await;
+            tracing::error!(%error, "the node's network is watched no more");
+            host.doubt().await;
+        }
+    }
+
+    /// Fills the pool whenever one was taken, one at a time; after a failure with the next one that is taken.
+    async fn fill(&self) {
+        let Some((place, host)) = self.host.get() else { return };
+        loop {
+            self.wanted.notified().await;
+            // Whoever took one needs the processor more.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            while self.waiting.lock().await.len() < self.options.pool {
+                match Space::make(place.clone(), self.next.clone()).await {
+                    Ok(space) => self.waiting.lock().await.push(space),
+                    Err(error) => {
+                        tracing::warn!(%error, "no namespace could be prepared");
+                        host.doubt().await;
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Styx {
+    fn drop(&mut self) {
+        for task in self.tasks.get_mut().drain(..) {
+            task.abort();
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The one table in the node's own namespace; it needs no entry for a sandbox.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use super::text::{chain, set, table};
+use super::{Guard, address, sets};
+
+/// Packets of a connection that was judged when it began.
+const KNOWN: &str = "ct state established accept";
+
+/// The node's table. `range` is where sandboxes have their outer addresses, `probe` the one address in it that the check of
+/// the path sends a packet to. A connection is judged when it begins: this table must be there before any sandbox is, and
+/// [`node_anew`] is in its place where it was not.
+pub fn node(range: Ipv4Net, probe: Ipv4Addr, without: Option<Guard>) -> String {
+    whole(range, probe, without, Some(KNOWN))
+}
+
+/// The node's table after a time in which it was missing: every packet is judged, also of connections that began then.
+pub fn node_anew(range: Ipv4Net, probe: Ipv4Addr, without: Option<Guard>) -> String {
+    whole(range, probe, without, None)
+}
+
+fn whole(range: Ipv4Net, probe: Ipv4Addr, without: Option<Guard>, known: Option<&str>) -> String {
+    let unless = |guard: Guard, rule: &str| (without != Some(guard)).then(|| rule.to_owned());
+    let (never, range) = (sets::never(&[], Some(range), without), address(&range));
+    let rules = |hook: &str, rules: Vec<Option<String>>| -> Vec<String> {
+        std::iter::once(hook.to_owned()).chain(rules.into_iter().flatten()).collect()
+    };
+    let known = || known.map(str::to_owned);
+    let prerouting = rules(
+        // Once it is known which connection a packet is of, and before anybody's DNAT, so that ports that the host publishes
+        // are covered too.
+        "type filter hook prerouting priority -199; policy accept;",
+        vec![known(), Some("iifname \"tt*\" goto sandboxes".to_owned())],
+    );
+    let sandboxes: Vec<String> = [
+        // Only what is somewhere else: nothing local, no broadcast.
+        unless(Guard::HostLocal, "fib daddr type != unicast counter drop"),
+        unless(Guard::ReversePath, "fib saddr . iif oif missing counter drop"),
+        Some(format!("ip daddr @never ip daddr != {probe} counter drop")),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let input = rules(
+        "type filter hook input priority filter; policy accept;",
+        vec![unless(Guard::HostLocal, "iifname \"tt*\" counter drop")],
+    );
+    let forward = rules(
+        "type filter hook forward priority filter; policy accept;",
+        vec![known(), unless(Guard::Neighbours, "oifname \"tt*\" iifname \"tt*\" counter drop")],
+    );
+    let postrouting = rules(
+        "type nat hook postrouting priority srcnat; policy accept;",
+        vec![Some(format!("ip saddr {range} oifname != \"tt*\" masquerade"))],
+    );
+    table(
+        "ip",
+        &[
+            set("never", &["type ipv4_addr", "flags interval"], &never),
+            chain("prerouting", &prerouting),
+            chain("sandboxes", &sandboxes),
+            chain("input", &input),
+            chain("forward", &forward),
+            chain("postrouting", &postrouting),
+        ],
+    )
+}
+
+/// Puts `table` of [`node`] in the place of one that is there, in one transaction.
+pub fn node_batch(table: &str) -> String {
+    format!("add table ip tartarus\ndelete table ip tartarus\n{table}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_there_from_the_beginning_trusts_connections() {
+        let range = "198.18.0.0/16".parse().unwrap();
+        let probe = Ipv4Addr::new(198, 18, 255, 254);
+        let (trusts, judges) = (node(range, probe, None), node_anew(range, probe, None));
+        assert_eq!(trusts.matches("established").count(), 2);
+        assert_eq!(trusts.replace(&format!("\t\t{KNOWN}\n"), ""), judges);
+    }
+
+    #[test]
+    fn a_rule_is_left_out_alone() {
+        let range = "198.18.0.0/16".parse().unwrap();
+        let probe = Ipv4Addr::new(198, 18, 255, 254);
+        let whole = node(range, probe, None);
+        for guard in [Guard::ReversePath, Guard::Neighbours, Guard::HostLocal] {
+            let less = node(range, probe, Some(guard));
+            assert!(less.len() < whole.len(), "{guard}");
+            assert!(less.lines().count() >= whole.lines().count() - 2, "{guard}");
+        }
+    }
+}

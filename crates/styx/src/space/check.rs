@@ -1,0 +1,92 @@
+//! Whether a namespace is still as it was made, and putting it back.
+
+use std::net::Ipv4Addr;
+
+use super::make::{changed_setting, inside, near_name, pair, settings};
+use super::{Before, Space, close_here, put_here};
+use crate::enter::{enter, on_thread, within};
+use crate::links::Links;
+use crate::{GATEWAY, StyxError, nft, rules};
+
+impl Space {
+    /// Whether links, addresses, routes, settings and rules are as they must be.
+    ///
+    /// # Errors
+    /// [`StyxError::Changed`] and [`StyxError::Differs`] are put right by [`Self::mend`], [`StyxError::Lost`] is not.
+    pub async fn check(&self) -> Result<(), StyxError> {
+        let state = self.state.lock().await;
+        self.look(Some(state.ruleset.clone())).await
+    }
+
+    /// As [`Self::check`], but for the rules.
+    pub(crate) async fn check_links(&self) -> Result<(), StyxError> {
+        self.look(None).await
+    }
+
+    async fn look(&self, ruleset: Option<String>) -> Result<(), StyxError> {
+        let (namespace, node) = (self.namespace.clone(), self.place.node.clone());
+        let (index, (near, outer)) = (self.index, pair(self.place.range, self.index));
+        on_thread(move || {
+            enter(&node)?;
+            is_up(&Links::here()?, &near_name(index), near)?;
+            enter(&namespace)?;
+            let links = Links::here()?;
+            is_up(&links, "tap0", GATEWAY)?;
+            is_up(&links, "eth0", outer)?;
+            let way = links.routes()?.into_iter().any(|route| route.to.prefix_len() == 0 && route.via == Some(near));
+            if !way {
+                return Err(StyxError::Changed("its default route is gone".to_owned()));
+            }
+            if let Some(setting) = changed_setting() {
+                return Err(StyxError::Changed(setting));
+            }
+            let Some(ruleset) = ruleset else { return Ok(()) };
+            let listed = nft::run("list rules", &["-s", "-p", "list", "ruleset"], "")?;
+            nft::difference(&ruleset, &listed).map_or(Ok(()), |line| Err(StyxError::Differs(line)))
+        })
+        .await
+    }
+
+    /// Ends it: its way out goes at once, the rest with the last descriptor of it.
+    pub async fn remove(self) -> Result<(), StyxError> {
+        let (node, name) = (self.place.node.clone(), near_name(self.index));
+        within(node, move || Links::here()?.remove(&name)).await
+    }
+
+    /// Puts everything back as it was made, and checks it. With an error nothing passes, or it could not be closed: the
+    /// sandbox must be stopped.
+    pub async fn mend(&self) -> Result<(), StyxError> {
+        {
+            let state = self.state.lock().await;
+            let (ruleset, pins) = (state.ruleset.clone(), rules::pins(&state.held(), false));
+            let (namespace, node) = (self.namespace.clone(), self.place.node.clone());
+            let (index, (near, outer)) = (self.index, pair(self.place.range, self.index));
+            on_thread(move || {
+                let mend = || {
+                    enter(&namespace)?;
+                    // Rules first: nothing may pass by links that are put back.
+                    put_here(&ruleset, &pins, &Before::Guest, false)?;
+                    settings()?;
+                    enter(&node)?;
+                    Links::here()?.set_up(&near_name(index), Some((near, 31)))?;
+                    enter(&namespace)?;
+                    inside(&Links::here()?, near, outer)
+                };
+                mend().inspect_err(|_| close_here(&namespace))
+            })
+            .await?;
+        }
+        self.check().await
+    }
+}
+
+/// Whether a link is there, up, and has its address.
+fn is_up(links: &Links, name: &str, address: Ipv4Addr) -> Result<(), StyxError> {
+    let link = links.list()?.into_iter().find(|link| link.name == name);
+    let link = link.ok_or_else(|| StyxError::Lost(format!("there is no link {name}")))?;
+    if !link.up {
+        return Err(StyxError::Changed(format!("the link {name} is down")));
+    }
+    let has = links.addresses()?.iter().any(|(index, net)| *index == link.index && net.addr() == address);
+    if has { Ok(()) } else { Err(StyxError::Changed(format!("the link {name} has lost the address {address}"))) }
+}

@@ -1,0 +1,290 @@
+//! How networks come, change and go.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests may")]
+
+mod support;
+
+use std::io::Read;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use styx::{Options, Space, Styx};
+use support::{OTHER, PUBLIC, allow, alone, in_world, open, packets, sandbox, soon, talks};
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+#[test]
+fn an_update_cuts_what_it_forbids_and_loses_nothing_else() {
+    in_world(async |_world| {
+        let (_styx, space, guest) = sandbox(alone(), &open()).await;
+        let (mut kept, mut cut) = (guest.connect(PUBLIC, 80).unwrap(), guest.connect(OTHER, 80).unwrap());
+        let mut listeners = [guest.connect(PUBLIC, 443).unwrap(), guest.connect(OTHER, 443).unwrap()];
+        for stream in &mut listeners {
+            stream.write_all(b"talk").unwrap();
+            stream.read_exact(&mut [0; 5]).unwrap();
+        }
+        assert!(talks(&mut kept) && talks(&mut cut));
+        // Datagrams all the while, each answered: none may be missing.
+        let socket = guest.socket(PUBLIC, 9999);
+        let flood = std::thread::spawn(move || {
+            let end = Instant::now() + Duration::from_secs(2);
+            let (mut sent, mut back) = (0, 0);
+            while Instant::now() < end {
+                socket.send(b"x").unwrap();
+                sent += 1;
+                back += usize::from(socket.recv(&mut [0; 10]).is_ok());
+            }
+            (sent, back)
+        });
+        for generation in 2..40 {
+            space.apply(&allow(&["198.51.100.0/24", "203.0.113.0/24"], &[]), generation).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let (sent, back) = flood.join().unwrap();
+        eprintln!("{sent} datagrams during 38 updates, {back} answers");
+        assert_eq!(sent, back);
+        assert!(talks(&mut kept), "what is allowed goes on");
+        assert!(!talks(&mut cut), "what is not is cut");
+        let mut hears = |at: usize| {
+            let stream: &mut std::net::TcpStream = &mut listeners[at];
+            // What was on its way before.
+            stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+            let end = Instant::now() + Duration::from_millis(300);
+            let mut last = 0;
+            while Instant::now() < end {
+                last = stream.read(&mut [0; 65536]).unwrap_or(0);
+            }
+            last > 0 || stream.read(&mut [0; 10]).is_ok()
+        };
+        assert!(hears(0), "a server that alone talks goes on");
+        assert!(!hears(1), "and is cut where it is forbidden");
+    });
+}
+
+#[test]
+fn an_update_is_in_force_at_once() {
+    in_world(async |_world| {
+        let (one, other) = (allow(&["192.0.2.0/24"], &[]), allow(&["198.51.100.0/24"], &[]));
+        let (_styx, space, guest) = sandbox(alone(), &one).await;
+        // All the while, so that some are judged in the very moment of the update.
+        let (socket, stop) = (guest.socket(OTHER, 9999), std::sync::Arc::<std::sync::atomic::AtomicBool>::default());
+        let (sender, stopped) = (socket.try_clone().unwrap(), stop.clone());
+        let flood = std::thread::spawn(move || {
+            while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+                drop(sender.send(b"flood"));
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        });
+        socket.set_nonblocking(true).unwrap();
+        let answered = || {
+            while socket.recv(&mut [0; 10]).is_ok() {}
+            std::thread::sleep(Duration::from_millis(50));
+            std::iter::from_fn(|| socket.recv(&mut [0; 10]).ok()).count() > 0
+        };
+        for generation in (2..22).step_by(2) {
+            space.apply(&other, generation).await.unwrap();
+            // What was on its way.
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(!answered(), "an old connection lives on in generation {generation}");
+            space.apply(&one, generation + 1).await.unwrap();
+            assert!(answered(), "and is let through again");
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        flood.join().unwrap();
+    });
+}
+
+#[test]
+fn what_somebody_else_changes_is_noticed_and_mended() {
+    in_world(async |world| {
+        let (_styx, space, guest) = sandbox(alone(), &open()).await;
+        let inside = support::Ns(space.namespace.clone());
+        tokio::time::timeout(Duration::from_millis(300), space.changed()).await.ok();
+        for change in [
+            "nft flush ruleset",
+            "nft insert rule ip tartarus forward accept",
+            "nft delete element ip tartarus never_1 { 169.254.0.0/16 }",
+            "ip link set eth0 down",
+            "ip route del default",
+            "ip addr flush dev tap0",
+            "nft add table ip other",
+        ] {
+            let heard = tokio::time::timeout(Duration::from_secs(3), async {
+                inside.sh(change);
+                space.changed().await.unwrap();
+            });
+            heard.await.expect(change);
+            space.check().await.expect_err(change);
+            space.mend().await.expect(change);
+            assert!(soon(async || guest.tcp(PUBLIC, 80)).await, "{change}");
+            assert!(!guest.tcp(support::METADATA, 80), "{change}");
+            // Its own changes.
+            while tokio::time::timeout(Duration::from_millis(200), space.changed()).await.is_ok() {}
+        }
+        space.pin(&[(OTHER, Duration::from_secs(9))], &open()).await.unwrap();
+        assert!(tokio::time::timeout(Duration::from_millis(300), space.changed()).await.is_err(), "a pin is no change");
+        world.node.sh("nft flush ruleset");
+        let table = || world.node.try_sh("nft list table ip tartarus").1.contains("fib daddr");
+        assert!(soon(async || table()).await, "the node's table is put back");
+        world.node.sh(&format!("ip link del tt{}", space.index));
+        assert!(matches!(space.check().await, Err(styx::StyxError::Lost(_))));
+        assert!(space.mend().await.is_err());
+    });
+}
+
+#[test]
+fn the_path_is_tried_and_what_blocks_it_is_named() {
+    in_world(async |world| {
+        let styx = Styx::new(alone());
+        assert_eq!(styx.findings().await, []);
+        world.node.sh("sysctl -qw net.ipv4.ip_forward=0");
+        let found = styx.findings().await;
+        assert_eq!(found[0].command.as_deref(), Some("sysctl -w net.ipv4.ip_forward=1"));
+        world.node.sh(found[0].command.as_ref().unwrap());
+        assert_eq!(styx.findings().await, []);
+        world.node.sh("nft 'add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }'");
+        let found = styx.findings().await;
+        let command = found[0].command.clone().unwrap();
+        assert!(command.starts_with("nft insert rule"), "{command}");
+        assert!(styx.take().await.is_err());
+        world.node.sh(&command);
+        assert_eq!(styx.findings().await, []);
+        styx.take().await.unwrap();
+        world
+            .node
+            .sh("ip link add foreign type veth peer name foreign1 && ip addr add 198.18.3.4/24 dev foreign && ip link set foreign up");
+        assert!(styx.findings().await[0].problem.contains("198.18.3.4"));
+    });
+}
+
+#[test]
+fn a_pool_is_filled_and_what_waits_is_closed() {
+    in_world(async |world| {
+        let styx = Styx::new(Options { pool: 2, ..Options::default() });
+        assert_eq!(world.node.sh("nft list ruleset"), "", "nothing is touched before");
+        let first = styx.take().await.unwrap();
+        assert!(soon(async || styx.waiting().await == 2).await);
+        let second = styx.take().await.unwrap();
+        let guest = support::Guest::join(&second);
+        assert!(!guest.tcp(PUBLIC, 80), "nothing passes before there is a contract");
+        second.apply(&open(), 1).await.unwrap();
+        // It asks once a second where the gateway is, and was not heard before.
+        assert!(soon(async || guest.tcp(PUBLIC, 80)).await);
+        let adopted = styx.adopt(second.namespace.try_clone().unwrap()).await.unwrap();
+        assert_eq!((adopted.index, adopted.outer), (second.index, second.outer));
+        adopted.check().await.unwrap();
+        adopted.apply(&open(), 1).await.unwrap();
+        assert!(guest.tcp(PUBLIC, 80));
+        drop((first, second, adopted, guest));
+        styx.close().await.unwrap();
+        let gone = async || !world.node.sh("ip -o link").contains(": tt");
+        assert!(soon(gone).await);
+        styx.close().await.unwrap();
+        assert_eq!(world.node.sh("nft list ruleset"), "");
+    });
+}
+
+#[test]
+fn two_hundred_at_once_and_what_each_costs() {
+    in_world(async |world| {
+        let styx = Styx::new(alone());
+        styx.ready().await.unwrap();
+        let contract = allow(&["198.51.100.0/24"], &["80"]);
+        let (mut make, mut apply, mut remove) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..20 {
+            let at = Instant::now();
+            let space = styx.take().await.unwrap();
+            make.push(at.elapsed());
+            let at = Instant::now();
+            space.apply(&contract, 1).await.unwrap();
+            apply.push(at.elapsed());
+            let at = Instant::now();
+            space.remove().await.unwrap();
+            remove.push(at.elapsed());
+        }
+        eprintln!(
+            "medians: make {:?}, apply and verify {:?}, remove {:?}",
+            median(make),
+            median(apply),
+            median(remove)
+        );
+        let pooled = Styx::new(Options { pool: 1, ..Options::default() });
+        let mut taken = Vec::new();
+        let mut kept = vec![pooled.take().await.unwrap()];
+        for _ in 0..20 {
+            assert!(soon(async || pooled.waiting().await == 1).await);
+            let at = Instant::now();
+            kept.push(pooled.take().await.unwrap());
+            taken.push(at.elapsed());
+        }
+        eprintln!("median: from the pool {:?}", median(taken));
+        kept.clear();
+        pooled.close().await.unwrap();
+        let before = memory();
+        let at = Instant::now();
+        let mut all: Vec<Space> = Vec::new();
+        for _ in 0..200 {
+            let space = styx.take().await.unwrap();
+            space.apply(&contract, 1).await.unwrap();
+            all.push(space);
+        }
+        let kib = (before - memory()) / 200;
+        eprintln!("200 with rules in {:?}, {kib} KiB each (of the whole machine's memory)", at.elapsed());
+        let guest = support::Guest::join(&all[199]);
+        assert!(guest.tcp(PUBLIC, 80) && !guest.tcp(OTHER, 80));
+        assert!(packets(&all[199], "unlisted").await > 0);
+        let at = Instant::now();
+        drop((guest, all));
+        while world.node.sh("ip -o link").contains(": tt") {
+            assert!(at.elapsed() < Duration::from_secs(60), "they go by themselves");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        eprintln!("gone {:?} after their descriptors", at.elapsed());
+    });
+}
+
+/// In another process: holds a sandbox's network until it is killed.
+#[tokio::test]
+async fn holder() {
+    if std::env::var_os("STYX_HOLD").is_some() {
+        let styx = Styx::new(Options { pool: 1, ..Options::default() });
+        let space = styx.take().await.unwrap();
+        space.apply(&open(), 1).await.unwrap();
+        while styx.waiting().await == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        println!("held {}", space.index);
+        std::future::pending::<()>().await;
+    }
+}
+
+#[test]
+fn a_killed_holder_leaves_nothing() {
+    in_world(async |world| {
+        let mut holder = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "holder", "--nocapture"])
+            .env("STYX_HOLD", "1")
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let links = || world.node.sh("ip -o link").matches(": tt").count();
+        assert!(soon(async || links() == 2).await);
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+        assert!(soon(async || links() == 0).await);
+        // The next one finds the table, and removes it.
+        let styx = Styx::new(alone());
+        styx.ready().await.unwrap();
+        styx.close().await.unwrap();
+        assert_eq!(world.node.sh("nft list ruleset"), "");
+    });
+}
+
+/// Memory that the machine has available, in KiB.
+fn memory() -> i64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let line = text.lines().find(|line| line.starts_with("MemAvailable")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
