@@ -47,6 +47,17 @@ pub enum Kind {
     /// Host: write everything to the layer and freeze it, for a snapshot; the next session's hello thaws it. Since
     /// version 2.
     Freeze = 11,
+    /// Host: connect to TCP port `offset` of the guest's loopback; `process` is the connection's number, as in all frames
+    /// about it: higher than any before in the session. Since version 3, as all of them.
+    Dial = 16,
+    /// Both: bytes of a connection at `offset`, see [`crate::flow`].
+    Carry = 32,
+    /// Both: a connection's bytes in this direction end at `offset`.
+    CarryEof = 33,
+    /// Both: a connection's bytes before `offset` were taken.
+    Carried = 34,
+    /// Both: a connection is cut off, in both directions. It comes last.
+    Cut = 35,
     /// Guest: [`crate::HelloAck`], see [`encode_message`].
     HelloAck = 65,
     /// Guest: the process runs; `offset` is its pid.
@@ -63,6 +74,10 @@ pub enum Kind {
     Runner = 71,
     /// Guest: the layer is frozen; an empty payload, or why it could not be, in UTF-8. Since version 2.
     Frozen = 72,
+    /// Guest: connected. Since version 3.
+    Dialed = 80,
+    /// Guest: not connected; the payload says why, in UTF-8. Since version 3.
+    Refused = 81,
 }
 
 impl Kind {
@@ -79,6 +94,11 @@ impl Kind {
             9 => Self::Clock,
             10 => Self::StartRunner,
             11 => Self::Freeze,
+            16 => Self::Dial,
+            32 => Self::Carry,
+            33 => Self::CarryEof,
+            34 => Self::Carried,
+            35 => Self::Cut,
             65 => Self::HelloAck,
             66 => Self::Started,
             67 => Self::Output,
@@ -87,6 +107,8 @@ impl Kind {
             70 => Self::Fault,
             71 => Self::Runner,
             72 => Self::Frozen,
+            80 => Self::Dialed,
+            81 => Self::Refused,
             _ => return None,
         })
     }
@@ -99,7 +121,7 @@ pub struct Header {
     pub kind: Kind,
     /// 1 standard output, 2 standard error, 0 where it does not apply.
     pub stream: u8,
-    /// The process, as numbered by the host; 0 is the main command.
+    /// The process, as numbered by the host; 0 is the main command. The carried connection, where a frame is about one.
     pub process: u32,
     /// A position in a stream, or the number the kind says.
     pub offset: u64,
@@ -139,6 +161,12 @@ pub enum Malformed {
     /// The payload is no such message.
     #[error("the message {0} could not be read")]
     Message(&'static str),
+    /// A rule of carried connections.
+    #[error(transparent)]
+    Flow(#[from] crate::flow::Broken),
+    /// A word about a carried connection that was not its turn.
+    #[error("a frame {0:?} of connection {1} has no place there")]
+    Carried(Kind, u32),
 }
 
 /// The tag of a session: the first bytes of its nonce, never 0 (the padding of a preamble).

@@ -24,6 +24,32 @@ fn a_frame_is_read_back() {
     assert_eq!(found, [Found::Session(OLD), Found::Frame(Frame { header, payload: b"hello".to_vec() })]);
 }
 
+/// Frozen: agents inside older snapshots speak exactly this. A line here changes only with [`crate::VERSION`].
+#[test]
+fn samples_of_carried_connections() {
+    for (kind, offset, payload, byte) in [
+        (Kind::Dial, 8080, b"".as_slice(), 16),
+        (Kind::Carry, 1 << 33, b"ab", 32),
+        (Kind::CarryEof, 7, b"", 33),
+        (Kind::Carried, 7, b"", 34),
+        (Kind::Cut, 0, b"", 35),
+        (Kind::Dialed, 0, b"", 80),
+        (Kind::Refused, 0, b"no", 81),
+    ] {
+        let header = Header { kind, stream: 0, process: 0x0102_0304, offset };
+        let mut bytes = Vec::new();
+        encode(tag(&NEW), header, payload, &mut bytes);
+        let mut sample = vec![9, 9, 9, 9, byte, 0, 0, 0, 4, 3, 2, 1, payload.len() as u8, 0, 0, 0];
+        sample.extend(offset.to_le_bytes());
+        sample.extend(payload);
+        sample.extend([9, 9, 9, 9]);
+        assert_eq!(bytes, sample, "{kind:?}");
+        let mut decoder = Decoder::host(NEW);
+        decoder.push(&[MAGIC.as_slice(), &NEW, &bytes].concat());
+        assert_eq!(drain(&mut decoder)[1..], [Found::Frame(Frame { header, payload: payload.to_vec() })]);
+    }
+}
+
 /// The heart of the matter: wherever the old connection was cut, the new session is found and nothing of the old one
 /// is taken for a frame of the new.
 #[test]

@@ -9,14 +9,15 @@
 
 #![forbid(unsafe_code)]
 
+pub mod flow;
 pub mod frame;
 pub mod message;
 
 pub use frame::{Decoder, Frame, Header, Kind, Malformed};
-pub use message::{End, Hello, HelloAck, ProcessState, ProcessStatus, RunnerState, Start, StartRunner, Stream};
+pub use message::{End, Hello, HelloAck, Net, ProcessState, ProcessStatus, RunnerState, Start, StartRunner, Stream};
 
 /// Version of the protocol. A change of a message or frame raises it; the host speaks to agents of two releases back.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The oldest version that the host still speaks: agents inside of older snapshots.
 pub const OLDEST: u32 = 1;
@@ -26,6 +27,15 @@ pub const OUTPUT_WINDOW: usize = 256 * 1024;
 
 /// Bytes of standard input that the guest takes before the command read them.
 pub const STDIN_WINDOW: usize = 256 * 1024;
+
+/// Bytes of a carried connection, in each direction, that one side may send before the other one took them.
+pub const CARRY_WINDOW: usize = 128 * 1024;
+
+/// Most carried connections at once.
+pub const MAX_CARRIED: usize = 64;
+
+/// The first version whose agent carries connections.
+pub const CARRIES: u32 = 3;
 
 /// Most processes that the guest remembers at once: running, or ended and not yet confirmed by the host.
 pub const MAX_PROCESSES: usize = 1024;

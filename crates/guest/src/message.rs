@@ -1,6 +1,7 @@
 //! The messages that are more than a header: JSON, since they are rare and must be readable across versions.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -60,6 +61,22 @@ pub struct Hello {
     /// The machine id to take: 32 hex digits. Absent from hosts of version 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine_id: Option<String>,
+    /// The network to have: absent from hosts of version 2 and for a guest that has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net: Option<Net>,
+}
+
+/// What a guest's network card is to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Net {
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Bits of its network: 0 to 32.
+    pub prefix: u8,
+    /// The way to everywhere else.
+    pub gateway: Ipv4Addr,
+    /// Who knows names.
+    pub nameserver: Ipv4Addr,
 }
 
 /// The guest's answer.
@@ -202,9 +219,9 @@ mod tests {
             assert_eq!(String::from_utf8(encode(&value)).unwrap(), json);
             assert_eq!(decode::<T>("sample", json.as_bytes()), Ok(value));
         }
-        assert_eq!(crate::VERSION, 2);
+        assert_eq!(crate::VERSION, 3);
         sample(
-            Hello { version: 1, time_ns: 2, entropy: vec![3, 255], hostname: "h".into(), machine_id: None },
+            Hello { version: 1, time_ns: 2, entropy: vec![3, 255], hostname: "h".into(), machine_id: None, net: None },
             r#"{"version":1,"time_ns":2,"entropy":[3,255],"hostname":"h"}"#,
         );
         let running = ProcessState::Running { pid: 9 };
@@ -235,8 +252,14 @@ mod tests {
         sample(start, code);
         let id = Some("0123456789abcdef0123456789abcdef".to_owned());
         sample(
-            Hello { version: 2, time_ns: 2, entropy: vec![], hostname: "h".into(), machine_id: id },
+            Hello { version: 2, time_ns: 2, entropy: vec![], hostname: "h".into(), machine_id: id, net: None },
             r#"{"version":2,"time_ns":2,"entropy":[],"hostname":"h","machine_id":"0123456789abcdef0123456789abcdef"}"#,
+        );
+        let [address, gateway] = [254, 253].map(|last| Ipv4Addr::new(198, 19, 255, last));
+        let net = Some(Net { address, prefix: 30, gateway, nameserver: gateway });
+        sample(
+            Hello { version: 3, time_ns: 2, entropy: vec![], hostname: "h".into(), machine_id: None, net },
+            r#"{"version":3,"time_ns":2,"entropy":[],"hostname":"h","net":{"address":"198.19.255.254","prefix":30,"gateway":"198.19.255.253","nameserver":"198.19.255.253"}}"#,
         );
         sample(
             StartRunner { language: "python".into(), preload: vec!["numpy".into()], env: [].into() },

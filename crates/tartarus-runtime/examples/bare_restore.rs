@@ -260,6 +260,7 @@ impl Line {
             entropy: entropy.to_vec(),
             // As long as the product's names are.
             hostname: "sbx-0000000000000000".to_owned(),
+            net: None,
             machine_id: Some(machine_id.iter().map(|byte| format!("{byte:02x}")).collect()),
         };
         let tag = frame::tag(&nonce);

@@ -17,6 +17,9 @@ use crate::supervisor::{Deadlines, VmExit};
 /// for each machine, and its cell's limit has it.
 pub const OVERHEAD_MIB: u64 = 96;
 
+/// And where its card leads somewhere: one that floods from its first second on took 5 MiB more than the rest allows.
+const CARD_MIB: u64 = 32;
+
 /// A hypervisor's work for its guest's devices and console, beside the processors', in hundredths of a processor.
 const OWN_PERCENT: u32 = 50;
 /// What a file may be longer than the longest disk: tables of a qcow2 layer, a state that is saved.
@@ -38,9 +41,22 @@ pub const DISK_BYTES: Rate = Rate { per_second: 128 << 20, at_once: 512 << 20 };
 /// And in requests.
 pub const DISK_REQUESTS: Rate = Rate { per_second: 10_000, at_once: 50_000 };
 
+/// The peer of a machine's card: descriptors, which it holds for as long as it lives. Only root can give a machine one.
+#[derive(Debug, Clone)]
+pub struct Network {
+    /// A network namespace, which the supervisor enters: by its process whoever takes the machine over finds it. It goes with
+    /// the last that holds it.
+    pub namespace: Arc<OwnedFd>,
+    /// The TAP in that namespace, opened with `IFF_NO_PI`. With `IFF_VNET_HDR` as well a snapshot of the machine could only be
+    /// restored on another such TAP, and neither on another nor without a network. `None` for a driver that
+    /// [opens it by name](Driver::opens_tap): then it is called `tap0`, was made with
+    /// `IFF_NO_PI | IFF_VNET_HDR`, stays without being open, and is open nowhere, since a second descriptor is refused.
+    pub tap: Option<Arc<OwnedFd>>,
+}
+
 /// Machine shape v1, the same for every driver and for cold boots and snapshots: base disk (read-only), layer disk,
-/// guest channel, one network card without a peer, in this order.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// guest channel, one network card, in this order.
+#[derive(Debug, Clone)]
 pub struct Machine {
     /// A folder of its own, where sockets, console log and exit record live. The layer lies in it.
     pub dir: PathBuf,
@@ -56,6 +72,8 @@ pub struct Machine {
     pub base: PathBuf,
     /// The writable layer.
     pub layer: Layer,
+    /// What its card leads to; nowhere when absent.
+    pub network: Option<Network>,
 }
 
 impl Machine {
@@ -74,6 +92,7 @@ impl Machine {
         }
         // The kernel's tables of the guest's memory are charged as well, twice with KVM: 8 bytes for each 4 KiB.
         let own = OVERHEAD_MIB + u64::from(self.memory_mib) / 128 + 8 * u64::from(self.cpus.saturating_sub(1));
+        let own = own + self.network.as_ref().map_or(0, |_| CARD_MIB);
         Ok(Limits {
             cpu_percent: self.cpus.saturating_mul(100).saturating_add(OWN_PERCENT),
             cpu_weight: self.cpus.saturating_mul(100),
@@ -211,6 +230,11 @@ pub trait Driver: Send + Sync + 'static {
         false
     }
 
+    /// Whether it opens a [`Network`]'s TAP by its name, and takes no descriptor of it.
+    fn opens_tap(&self) -> bool {
+        false
+    }
+
     /// Boots a machine. When this returns its sockets can be connected to; the guest is still booting. It ends itself
     /// at the deadlines even when this process is gone.
     ///
@@ -247,6 +271,9 @@ pub trait Driver: Send + Sync + 'static {
 pub trait Vm: Send + Sync + 'static {
     /// The hypervisor's process id.
     fn pid(&self) -> u32;
+
+    /// The network namespace that its card leads to; `None` when it has no [`Network`], or the machine is gone.
+    fn network(&self) -> Option<OwnedFd>;
 
     /// A fresh connection to the guest agent. One at a time: a second waits for the end of the first.
     ///

@@ -16,6 +16,6 @@ mod sealed;
 pub mod supervisor;
 
 pub use driver::{
-    Adopted, Channel, DiskFormat, Driver, Fingerprint, Layer, Machine, OVERHEAD_MIB, Restore, RuntimeError, Vm,
+    Adopted, Channel, DiskFormat, Driver, Fingerprint, Layer, Machine, Network, OVERHEAD_MIB, Restore, RuntimeError, Vm,
 };
 pub use supervisor::{Cause, Deadlines, VmExit};

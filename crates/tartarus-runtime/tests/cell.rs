@@ -10,10 +10,11 @@ use std::time::Duration;
 use support::conformance::Subject;
 use support::qemu;
 use support::tiny::{machine, wait_for_letters};
+use support::wire::wire;
 use support::{namespaces, status};
 use tartarus_runtime::cell::{Cell, FIRST_UID, UIDS};
 use tartarus_runtime::qemu::Qemu;
-use tartarus_runtime::{Cause, Deadlines, Driver, Vm};
+use tartarus_runtime::{Cause, Deadlines, Driver, Machine, Vm};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -114,6 +115,11 @@ async fn its_descriptors_are_these() {
     let cells = tempfile::tempdir().unwrap();
     let Some(driver) = qemu(cells.path(), false) else { return };
     let dir = tempfile::tempdir().unwrap();
+    let Some(wire) = wire(libc::IFF_VNET_HDR) else { return };
+    let networked = tempfile::tempdir().unwrap();
+    let machine = Machine { network: Some(wire.network), ..machine(networked.path()) };
+    let with = driver.boot(&machine, Deadlines::default()).await.unwrap();
+    wait_for_letters(networked.path(), 3).await;
     let vm = boot(&driver, dir.path()).await;
     // Each disk as it keeps and as it uses it, the layer's for reading too; kernel and initramfs as they were handed over.
     let disks = [("base", 2), ("layer", 3), ("kernel", 1), ("initramfs", 1)];
@@ -122,7 +128,10 @@ async fn its_descriptors_are_these() {
     // By which its three loops wait: io_uring is refused to it.
     let own = [("eventfd", 5), ("eventpoll", 3), ("signalfd", 1)];
     assert_eq!(support::descriptors(vm.pid()), support::these(&[&disks, &links, &own]));
+    // With a network its TAP, and no way to what that is in.
+    assert_eq!(support::descriptors(with.pid()), support::these(&[&disks, &links, &own, &[("tun", 1)]]));
     end(vm).await;
+    end(with).await;
 }
 
 #[tokio::test]

@@ -138,7 +138,8 @@ async fn all_of_it_holds_in_version_2() {
     }
     let (kernel, initramfs, base) = (file("vmlinuz"), file("initramfs"), file("base"));
     let layer = Disk::raw(file("layer"));
-    let machine = Machine { dir: dir.path().to_owned(), cpus: 1, memory_mib: 512, kernel, initramfs, base, layer };
+    let machine =
+        Machine { dir: dir.path().to_owned(), cpus: 1, memory_mib: 512, kernel, initramfs, base, layer, network: None };
     let khz = tartarus_runtime::host::measure_tsc().khz;
     let (accel, build, supervisor) = (Accel::Tcg { tsc_khz: khz }, String::new(), support::supervisor());
     let driver = Qemu { program, accel, build, supervisor, cell: None };

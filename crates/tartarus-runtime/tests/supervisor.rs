@@ -48,6 +48,7 @@ fn launch(script: &str, fds: Vec<(i32, i32)>) -> Launch {
         sockets: vec![("agent.sock".to_owned(), 100), ("qmp.sock".to_owned(), 101)],
         fds,
         files: Vec::new(),
+        network: None,
         cell: None,
         hypervisor: Hypervisor::Qemu,
         filtered: false,

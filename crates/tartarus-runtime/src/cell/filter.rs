@@ -83,7 +83,8 @@ const ALLOWED: &[(&[c::c_long], &str)] = &[
     (&[c::SYS_seccomp], "QEMU's own filter, which can only take more away"),
 ];
 
-/// Of `ioctl`: those of terminals fail on what it has; what remains is KVM's own type, which needs the device.
+/// Of `ioctl`: those of terminals fail on what it has; those of a TAP only concern one that it was handed; what remains is
+/// KVM's own type, which needs the device.
 const IOCTLS: &[(u64, &str)] = &[
     (c::TCGETS, "whether its console is a terminal"),
     (c::TCSETS, "the same"),
@@ -93,6 +94,11 @@ const IOCTLS: &[(u64, &str)] = &[
     (0x1277, "the sector size of a disk (BLKSSZGET)"),
     (0x8008_1272_u32 as u64, "the size of one (BLKGETSIZE64)"),
     (0x8004_1270_u32 as u64, "its block size (BLKBSZGET)"),
+    (c::TUNGETIFF, "whether its TAP's packets have a header of offloads"),
+    (c::TUNGETVNETHDRSZ, "how long that header is"),
+    (c::TUNSETVNETHDRSZ, "the same as the guest's driver has it"),
+    (c::TUNSETOFFLOAD, "which packets the guest's driver takes unfinished"),
+    (c::TUNSETSNDBUF, "how much of it may wait in the host"),
 ];
 /// The type of KVM's requests, in bits 8 to 15.
 const KVM: (u64, u64) = (0xff00, 0xae00);
@@ -161,6 +167,33 @@ mod tests {
         let mut reasons = ALLOWED.iter().map(|(_, why)| why).chain(ioctls).chain(PRCTLS.iter().map(|(_, why)| why));
         assert!(reasons.all(|why| !why.is_empty()));
         assert!(build().unwrap().len() > calls.len());
+    }
+
+    /// Names, owners and filters of a TAP are its namespace's; a queue more would be a TAP more.
+    #[test]
+    fn of_a_tap_only_its_packets_are_its_own() {
+        // By type 'T' (0x54) and number: those of terminals have numbers below 200.
+        let of_taps = IOCTLS.iter().filter(|(request, _)| request & 0xff00 == 0x5400 && request & 0xff >= 200);
+        let mut numbers: Vec<u64> = of_taps.map(|(request, _)| request & 0xff).collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, [208, 210, 212, 215, 216]);
+        for request in [
+            c::TUNSETIFF,
+            c::TUNSETOWNER,
+            c::TUNSETGROUP,
+            c::TUNSETPERSIST,
+            c::TUNSETLINK,
+            c::TUNATTACHFILTER,
+            c::TUNDETACHFILTER,
+            c::TUNSETQUEUE,
+            c::TUNSETIFINDEX,
+            c::TUNSETTXFILTER,
+            // Of the other byte order's hosts and guests.
+            c::TUNSETVNETLE,
+            c::TUNSETVNETBE,
+        ] {
+            assert!(IOCTLS.iter().all(|(allowed, _)| *allowed != request), "{request:#x}");
+        }
     }
 
     #[test]

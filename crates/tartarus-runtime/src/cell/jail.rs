@@ -13,7 +13,7 @@ use rustix::thread::{CapabilitySet, set_no_new_privs, set_thread_groups};
 use serde::{Deserialize, Serialize};
 
 use super::enter::{alone, bound, join, keep, mount_proc, new_keyring, path, step};
-use super::{Group, Groups, init, tap};
+use super::{Group, Groups, Layer, init, tap};
 
 /// What the jailer calls its machine. Each has a folder of jails by itself, so that one name serves all.
 const ID: &str = "vm";
@@ -111,10 +111,12 @@ pub(crate) struct Way {
     uid: u32,
     /// Of its control group.
     doors: Vec<OwnedFd>,
+    /// Its TAP is there already, in the network namespace that it is started in.
+    networked: bool,
 }
 
 impl Way {
-    pub(super) fn new(jail: &Jail, uid: u32, group: Option<&mut Group>) -> io::Result<Self> {
+    pub(super) fn new(jail: &Jail, uid: u32, group: Option<&mut Group>, networked: bool) -> io::Result<Self> {
         let mut shared = Vec::new();
         for file in &jail.shared {
             let failed = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", file.path.display()));
@@ -136,6 +138,7 @@ impl Way {
             proc: place("proc")?,
             uid,
             doors: group.map(Group::doors).unwrap_or_default(),
+            networked,
         })
     }
 
@@ -143,8 +146,10 @@ impl Way {
     pub(super) fn enter(&self) -> io::Result<()> {
         join(&self.doors)?;
         init::stay_behind()?;
-        alone(|_| true)?;
-        let tap = tap::make(self.uid);
+        // Firecracker opens its TAP by name, so it has to be where that is: it can make sockets there, and no capability
+        // lets it change a link or rule.
+        alone(|layer| !(self.networked && layer == Layer::Network))?;
+        let tap = if self.networked { tap::give(self.uid) } else { tap::make(self.uid) };
         step("its TAP", tap.map_err(|e| rustix::io::Errno::from_io_error(&e).unwrap_or(rustix::io::Errno::IO)))?;
         for (host, jail, write) in &self.shared {
             step("its files", mount_bind(host, jail))?;

@@ -58,9 +58,10 @@ impl Entry {
         Ok(Self::Cell(enter::Way::new(cell, uid, group)?, last))
     }
 
-    /// Makes what the jail's files are laid over, and gives those that it may write to that user id.
-    pub(crate) fn into_jail(jail: &Jail, uid: u32, group: Option<&mut Group>) -> io::Result<Self> {
-        jail::Way::new(jail, uid, group).map(Self::Jail)
+    /// Makes what the jail's files are laid over, and gives those that it may write to that user id. With a network it stays
+    /// in this process's, where it finds its TAP.
+    pub(crate) fn into_jail(jail: &Jail, uid: u32, group: Option<&mut Group>, networked: bool) -> io::Result<Self> {
+        jail::Way::new(jail, uid, group, networked).map(Self::Jail)
     }
 
     /// Goes there. Only for a child between fork and exec: nothing that its parent opened or mapped is changed.

@@ -34,6 +34,7 @@ fn configured() -> Vec<(&'static str, &'static str, Value)> {
         initramfs: "/i".into(),
         base: "/b".into(),
         layer: Layer::raw("/l".into()),
+        network: None,
     };
     let Value::Object(whole) = serde_json::to_value(config::configuration(&machine)).unwrap() else { panic!() };
     let list = |value: Value| value.as_array().unwrap().clone();

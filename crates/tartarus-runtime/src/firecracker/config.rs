@@ -82,6 +82,7 @@ mod tests {
             initramfs: "/k/initramfs.cpio".into(),
             base: "/b/a,b.sqsh".into(),
             layer: Layer::raw(Path::new("/d/layer").into()),
+            network: None,
         };
         let limit = r#""rate_limiter":{"bandwidth":{"size":6710886,"refill_time":100,"one_time_burst":268435456},"ops":{"size":500,"refill_time":100,"one_time_burst":25000}}"#;
         let expected = format!(

@@ -119,6 +119,10 @@ impl Driver for Firecracker {
         true
     }
 
+    fn opens_tap(&self) -> bool {
+        true
+    }
+
     async fn boot(&self, machine: &Machine, deadlines: Deadlines) -> Result<Box<dyn Vm>, RuntimeError> {
         self.start(machine, Start::Boot, deadlines).await
     }
@@ -229,7 +233,8 @@ impl Firecracker {
         // A snapshot's memory is a file there, for a moment.
         let file_bytes = limits.file_bytes.max(u64::from(machine.memory_mib) << 20) + SLACK;
         let limits = Some(Limits { file_bytes, ..limits });
-        Ok(Launch { argv, env, sockets, fds, files, cell, hypervisor, filtered, limits, deadlines })
+        let network = machine.network.as_ref().map(|network| network.namespace.as_raw_fd());
+        Ok(Launch { argv, env, sockets, fds, files, network, cell, hypervisor, filtered, limits, deadlines })
     }
 
     /// Waits until the machine boots, or is restored and waits.
@@ -285,6 +290,11 @@ fn possible(machine: &Machine, start: &Start) -> Result<(), RuntimeError> {
     }
     if machine.layer.format != DiskFormat::Raw {
         return no("Firecracker reads raw disks only, and the layer is a qcow2 overlay: make a copy instead".to_owned());
+    }
+    if machine.network.as_ref().is_some_and(|network| network.tap.is_some()) {
+        return no(
+            "Firecracker opens the TAP of a network itself, which is refused while somebody else has it".to_owned()
+        );
     }
     if matches!(start, Start::Boot) && !is_elf(&machine.kernel)? {
         let kernel = machine.kernel.display();

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::{
     AGENT_FD, Accel, BASE_FD, INITRAMFS_FD, KERNEL_FD, LAYER_FD, LAYER_READ_FD, MEMORY_FD, OVER_FD, QMP_FD, STATE_FD,
+    TAP_FD,
 };
 use crate::driver::{DISK_BYTES, DISK_REQUESTS, DiskFormat, Machine, RuntimeError};
 
@@ -71,6 +72,12 @@ pub(super) fn argv(program: &Path, accel: Accel, machine: &Machine, start: Start
             ("qcow2", ",backing.driver=raw,backing.file.driver=file,backing.file.filename=/dev/fdset/3")
         }
     };
+    // A card that leads nowhere is a card all the same: a snapshot taken without one could never get one. What the guest
+    // sees of it is the same, so that what was taken with this peer goes on with a TAP.
+    let peer = match machine.network {
+        None => "hubport,id=net0,hubid=0".to_owned(),
+        Some(_) => format!("tap,id=net0,fd={TAP_FD},vhost=off"),
+    };
     let mut args = vec![
         text(program)?,
         "-M".into(),
@@ -129,9 +136,8 @@ pub(super) fn argv(program: &Path, accel: Accel, machine: &Machine, start: Start
         format!("socket,id=agent,fd={AGENT_FD},server=on,wait={wait}"),
         "-device".into(),
         format!("virtserialport,chardev=agent,name={}", tartarus_guest::PORT_NAME),
-        // A card that leads nowhere: a snapshot taken without one could never get one.
         "-netdev".into(),
-        "hubport,id=net0,hubid=0".into(),
+        peer,
         "-device".into(),
         // No announcement after a restore: it wakes half of the guest's network code, and every clone has a network of its own.
         format!("virtio-net-device,netdev=net0,mac={MAC},guest_announce=off"),
@@ -190,6 +196,7 @@ mod tests {
             initramfs: "/k/initramfs.cpio".into(),
             base: "/b/a,b.sqsh".into(),
             layer: Layer::raw("/d/layer".into()),
+            network: None,
         }
     }
 
@@ -246,6 +253,19 @@ mod tests {
             .replace("file=/dev/fdset/2", over)
             .replace(" -kernel", " -add-fd fd=107,set=3 -kernel");
         assert_eq!(line(TCG, &machine, Start::Boot), expected);
+    }
+
+    #[test]
+    fn a_network_differs_in_the_cards_peer() {
+        let mut machine = machine();
+        for start in [Start::Boot, Start::Restore] {
+            machine.network = None;
+            let expected =
+                line(TCG, &machine, start).replace("hubport,id=net0,hubid=0", "tap,id=net0,fd=110,vhost=off");
+            let fd = || std::sync::Arc::new(std::fs::File::open("/dev/null").unwrap().into());
+            machine.network = Some(crate::driver::Network { namespace: fd(), tap: Some(fd()) });
+            assert_eq!(line(TCG, &machine, start), expected);
+        }
     }
 
     #[test]

@@ -38,11 +38,16 @@ const LAYER_READ_FD: i32 = 106;
 const OVER_FD: i32 = 107;
 const KERNEL_FD: i32 = 108;
 const INITRAMFS_FD: i32 = 109;
+/// What its card leads to.
+const TAP_FD: i32 = 110;
 
 /// One heap for all of its threads, which grows in larger steps: the thread that translates guest code asks for memory
 /// all the time, and glibc gives any thread but the first 4 KiB at once. (It also fixes the size from which a block is
 /// mapped by itself.)
 const ENV: [(&str, &str); 2] = [("MALLOC_ARENA_MAX", "1"), ("MALLOC_TOP_PAD_", "1048576")];
+
+const TAKES_ROOT: &str = "a network takes a cell, and so root: as an ordinary user start it without one";
+const TAKES_TAP: &str = "QEMU takes the TAP of a network as a descriptor, and there is none";
 
 /// How guest instructions are executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,16 +121,30 @@ impl Qemu {
         &self,
         machine: &Machine,
         start: Start,
-        fds: Vec<(i32, i32)>,
+        mut fds: Vec<(i32, i32)>,
         deadlines: Deadlines,
     ) -> Result<Box<dyn Vm>, RuntimeError> {
+        let network = self.network(machine)?;
+        fds.extend(network.map(|(_, tap)| (tap, TAP_FD)));
+        let network = network.map(|(namespace, _)| namespace);
         let argv = args::argv(&self.program, self.accel, machine, start)?;
         let sockets = vec![(AGENT.to_owned(), AGENT_FD), (QMP.to_owned(), QMP_FD)];
         let env = ENV.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let (files, cell) = (files(machine, start), self.cell.clone());
         let (hypervisor, limits) = (Hypervisor::Qemu, Some(machine.limits(THREADS)?));
-        let launch = Launch { argv, env, sockets, fds, files, cell, hypervisor, filtered: true, limits, deadlines };
+        let filtered = true;
+        let launch = Launch { argv, env, sockets, fds, files, network, cell, hypervisor, filtered, limits, deadlines };
         Ok(Box::new(SupervisedVm::launch(&self.supervisor, &machine.dir, &launch).await?))
+    }
+
+    /// The descriptors of a machine's network: namespace and TAP. They are the machine's, which outlives the start.
+    fn network(&self, machine: &Machine) -> Result<Option<(i32, i32)>, RuntimeError> {
+        let Some(network) = &machine.network else { return Ok(None) };
+        if self.cell.is_none() {
+            return Err(RuntimeError::Start(TAKES_ROOT.to_owned()));
+        }
+        let tap = network.tap.as_ref().ok_or_else(|| RuntimeError::Start(TAKES_TAP.to_owned()))?;
+        Ok(Some((network.namespace.as_raw_fd(), tap.as_raw_fd())))
     }
 }
 

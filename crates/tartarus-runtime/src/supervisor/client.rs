@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::Child;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::peer::Peer;
 use super::{CONTROL, Cause, Deadlines, EXIT, Hypervisor, LAUNCH, LOCK, Launch, Monitor, News, Order, Program, VmExit};
 use crate::driver::{Adopted, Channel, RuntimeError, Vm};
 
@@ -29,6 +30,8 @@ pub struct SupervisedVm {
     pid: u32,
     /// How its hypervisor is spoken to.
     monitor: Box<dyn Monitor>,
+    /// Its supervisor, when that is in a network namespace of the machine's.
+    peer: Option<Peer>,
     orders: mpsc::Sender<(Order, Option<oneshot::Sender<()>>)>,
     exit: watch::Receiver<Option<VmExit>>,
 }
@@ -56,10 +59,10 @@ impl SupervisedVm {
         let (first, rest) = program.0.split_first().ok_or_else(|| RuntimeError::Start("no supervisor".into()))?;
         let mut command = tokio::process::Command::new(first);
         command.args(rest).arg(dir).env_clear().stdin(Stdio::from(lock)).stdout(Stdio::piped()).stderr(errors);
-        if let Some((from, _)) = launch.fds.iter().find(|(from, _)| *from < 3) {
+        let inherited: Vec<RawFd> = launch.fds.iter().map(|(from, _)| *from).chain(launch.network).collect();
+        if let Some(from) = inherited.iter().find(|from| **from < 3) {
             return Err(RuntimeError::Start(format!("descriptor {from} is a standard stream and cannot be passed on")));
         }
-        let inherited: Vec<RawFd> = launch.fds.iter().map(|(from, _)| *from).collect();
         // Its own session from the first moment: a signal to this process's group, such as Ctrl-C in a terminal, must
         // not reach machines.
         // SAFETY: the closure only makes system calls on numbers.
@@ -75,7 +78,7 @@ impl SupervisedVm {
             });
         }
         let mut child = command.spawn().map_err(fail("starting the supervisor of"))?;
-        let begun = Self::began(&mut child, dir, &launch.hypervisor).await;
+        let begun = Self::began(&mut child, dir, launch).await;
         if begun.is_err() {
             // It may still come up: it must not, and its end takes the hypervisor with it.
             let _ = child.kill().await;
@@ -87,7 +90,7 @@ impl SupervisedVm {
     }
 
     /// Waits for the supervisor's word.
-    async fn began(child: &mut Child, dir: &Path, hypervisor: &Hypervisor) -> Result<Self, RuntimeError> {
+    async fn began(child: &mut Child, dir: &Path, launch: &Launch) -> Result<Self, RuntimeError> {
         let stdout = child.stdout.take().ok_or_else(|| RuntimeError::Start("no pipe".into()))?;
         let mut line = String::new();
         let read = async { BufReader::new(stdout).read_line(&mut line).await };
@@ -96,11 +99,11 @@ impl SupervisedVm {
             .map_err(|_| RuntimeError::Start(format!("no word from its supervisor within {} s", PATIENCE.as_secs())))?
             .map_err(|cause| RuntimeError::io(format!("reading from the supervisor of {}", dir.display()), cause))?;
         match serde_json::from_str(&line) {
-            Ok(News::Running { pid }) => match Self::connect(dir, hypervisor).await {
+            Ok(News::Running { pid }) => match Self::connect(dir, &launch.hypervisor, launch.network.is_some()).await {
                 Ok(vm) => Ok(vm),
                 // It may have ended already; then its supervisor has as well, or is about to.
                 Err(unreached) => match tokio::time::timeout(PATIENCE, child.wait()).await {
-                    Ok(_) if let Some(exit) = read_exit(dir) => Ok(Self::ended(dir, pid, hypervisor, exit)),
+                    Ok(_) if let Some(exit) = read_exit(dir) => Ok(Self::ended(dir, pid, &launch.hypervisor, exit)),
                     _ => Err(unreached.into_error()),
                 },
             },
@@ -124,7 +127,7 @@ impl SupervisedVm {
     fn ended(dir: &Path, pid: u32, hypervisor: &Hypervisor, exit: VmExit) -> Self {
         let (orders, _) = mpsc::channel(1);
         let (_, exit) = watch::channel(Some(exit));
-        Self { pid, monitor: hypervisor.monitor(dir), orders, exit }
+        Self { pid, monitor: hypervisor.monitor(dir), peer: None, orders, exit }
     }
 
     /// What became of the machine in `dir`, whichever hypervisor it has.
@@ -132,8 +135,8 @@ impl SupervisedVm {
     /// # Errors
     /// When its supervisor neither answers nor left a record.
     pub async fn adopt(dir: &Path) -> Result<Adopted, RuntimeError> {
-        let hypervisor = launched(dir);
-        let unreached = match Self::connect(dir, &hypervisor).await {
+        let (hypervisor, networked) = launched(dir);
+        let unreached = match Self::connect(dir, &hypervisor, networked).await {
             Ok(vm) => return Ok(Adopted::Running(Box::new(vm))),
             Err(unreached) => unreached,
         };
@@ -149,17 +152,19 @@ impl SupervisedVm {
         })
     }
 
-    async fn connect(dir: &Path, hypervisor: &Hypervisor) -> Result<Self, Unreached> {
+    async fn connect(dir: &Path, hypervisor: &Hypervisor, networked: bool) -> Result<Self, Unreached> {
         let place = || dir.display().to_string();
-        let (read, write) =
-            connect_in(dir, CONTROL).await.map_err(|cause| Unreached { place: place(), cause })?.into_split();
+        let unreached = |cause| Unreached { place: place(), cause };
+        let socket = connect_in(dir, CONTROL).await.map_err(unreached)?;
+        let peer = networked.then(|| Peer::of(&socket)).transpose().map_err(unreached)?;
+        let (read, write) = socket.into_split();
         let mut lines = BufReader::new(read);
         let first = tokio::time::timeout(PATIENCE, next_news(&mut lines)).await;
         let pid = match first {
             Ok(Ok(News::Running { pid })) => pid,
-            Ok(Ok(_)) => return Err(Unreached { place: place(), cause: io::ErrorKind::InvalidData.into() }),
-            Ok(Err(cause)) => return Err(Unreached { place: place(), cause }),
-            Err(_) => return Err(Unreached { place: place(), cause: io::ErrorKind::TimedOut.into() }),
+            Ok(Ok(_)) => return Err(unreached(io::ErrorKind::InvalidData.into())),
+            Ok(Err(cause)) => return Err(unreached(cause)),
+            Err(_) => return Err(unreached(io::ErrorKind::TimedOut.into())),
         };
         let (orders, queue) = mpsc::channel(QUEUE);
         let (tell, exit) = watch::channel(None);
@@ -176,7 +181,7 @@ impl SupervisedVm {
             let _ = tell.send(Some(exit));
         });
         let monitor = hypervisor.monitor(dir);
-        Ok(Self { pid, monitor, orders, exit })
+        Ok(Self { pid, monitor, peer, orders, exit })
     }
 }
 
@@ -261,11 +266,11 @@ pub(crate) fn for_writing_only(file: File) -> io::Result<File> {
     File::options().write(true).open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
-/// Which hypervisor was started in this folder; any where none was, or where a power cut took the file's content: nothing
-/// runs then, and nothing is asked of it.
-fn launched(dir: &Path) -> Hypervisor {
+/// Which hypervisor was started in this folder, and whether with a network; any where none was, or where a power cut took
+/// the file's content: nothing runs then, and nothing is asked of it.
+fn launched(dir: &Path) -> (Hypervisor, bool) {
     let launch = std::fs::read(dir.join(LAUNCH)).ok().and_then(|bytes| serde_json::from_slice::<Launch>(&bytes).ok());
-    launch.map(|launch| launch.hypervisor).unwrap_or_default()
+    launch.map(|launch| (launch.hypervisor, launch.network.is_some())).unwrap_or_default()
 }
 
 fn read_exit(dir: &Path) -> Option<VmExit> {
@@ -281,6 +286,10 @@ fn supervisor_died() -> VmExit {
 impl Vm for SupervisedVm {
     fn pid(&self) -> u32 {
         self.pid
+    }
+
+    fn network(&self) -> Option<OwnedFd> {
+        self.peer.as_ref()?.network()
     }
 
     async fn channel(&self) -> Result<Box<dyn Channel>, RuntimeError> {

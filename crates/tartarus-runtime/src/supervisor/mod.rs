@@ -7,6 +7,7 @@
 mod client;
 mod console;
 mod monitor;
+mod peer;
 mod process;
 mod spawn;
 
@@ -50,6 +51,9 @@ pub struct Launch {
     /// Files that the supervisor opens for the hypervisor.
     #[serde(default)]
     pub files: Vec<Given>,
+    /// A network namespace that the supervisor inherits under this number, at least 3, and goes into.
+    #[serde(default)]
+    pub network: Option<i32>,
     /// Where QEMU is locked up; `None` where only root could, and is not.
     #[serde(default)]
     pub cell: Option<Cell>,
@@ -164,6 +168,6 @@ mod tests {
         let launch: Launch = serde_json::from_str(old).unwrap();
         assert_eq!((launch.argv.len(), launch.sockets.len(), launch.fds), (2, 1, Vec::new()));
         assert_eq!((launch.env.len(), launch.files.len(), launch.cell, launch.limits), (0, 0, None, None));
-        assert_eq!(launch.hypervisor, Hypervisor::Qemu);
+        assert_eq!((launch.hypervisor, launch.network), (Hypervisor::Qemu, None));
     }
 }

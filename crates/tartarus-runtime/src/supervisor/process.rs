@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::console::Console;
-use super::spawn::{claim, entry, hypervisor, open, spawn, take};
+use super::spawn::{claim, enter_network, entry, hypervisor, open, spawn, take};
 use super::{CONTROL, Cause, Deadlines, EXIT, Hypervisor, LAUNCH, Launch, News, Order, VmExit};
 use crate::cell::{self, Layer};
 
@@ -102,6 +102,7 @@ fn start(dir: &Path) -> io::Result<Supervisor> {
         let _ = std::fs::remove_file(name);
         UnixListener::bind(name)
     };
+    launch.network.map(enter_network).transpose()?;
     let inherited = take(&launch.fds)?;
     let control = listen(CONTROL)?;
     let sockets = launch.sockets.iter().map(|(name, fd)| Ok((listen(name)?, *fd))).collect::<io::Result<Vec<_>>>()?;

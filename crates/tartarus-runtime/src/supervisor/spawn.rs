@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::{Given, Hypervisor, Launch};
 use crate::cell::{self, Entry, Group, LastSteps, Layer};
@@ -45,7 +46,9 @@ pub(super) fn claim(launch: &Launch) -> io::Result<(Option<cell::Uid>, Option<Gr
 pub(super) fn entry(launch: &Launch, uid: Option<&cell::Uid>, group: Option<&mut Group>) -> io::Result<Entry> {
     let last = LastSteps::new(launch.cell.as_ref(), launch.filtered)?;
     match (&launch.hypervisor, &launch.cell, uid) {
-        (Hypervisor::Firecracker(jail), _, Some(uid)) => Entry::into_jail(jail, uid.number, group),
+        (Hypervisor::Firecracker(jail), _, Some(uid)) => {
+            Entry::into_jail(jail, uid.number, group, launch.network.is_some())
+        }
         (Hypervisor::Qemu, Some(cell), Some(uid)) => Entry::into_cell(cell, uid.number, group, last),
         _ => Ok(Entry::Nowhere(last)),
     }
@@ -74,6 +77,17 @@ pub(super) fn take(fds: &[(RawFd, RawFd)]) -> io::Result<Vec<(OwnedFd, RawFd)>> 
         drop(unsafe { OwnedFd::from_raw_fd(fd) });
     }
     Ok(moved)
+}
+
+/// Goes into the network namespace that was inherited under this number, and keeps nothing else of it.
+pub(super) fn enter_network(number: RawFd) -> io::Result<()> {
+    if number < 3 {
+        return Err(io::Error::other(format!("launch.json passes the network on as descriptor {number}")));
+    }
+    // SAFETY: it was passed to this process for this purpose; nothing here has opened or uses it.
+    let namespace = unsafe { OwnedFd::from_raw_fd(number) };
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+        .map_err(|e| io::Error::new(io::Error::from(e).kind(), format!("going into its network namespace: {e}")))
 }
 
 /// Opens a file for the hypervisor.

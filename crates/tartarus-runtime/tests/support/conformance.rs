@@ -43,9 +43,14 @@ pub(crate) async fn save(vm: &dyn Vm, dir: &Path) -> Result<(), RuntimeError> {
 }
 
 pub(crate) fn sealed(packed: &Path) -> Arc<OwnedFd> {
+    sealed_of(packed, BYTES)
+}
+
+/// For a guest with so many bytes of memory.
+pub(crate) fn sealed_of(packed: &Path, bytes: u64) -> Arc<OwnedFd> {
     let memory = memfd_create("base", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
     let memory = File::from(memory);
-    memory.set_len(BYTES).unwrap();
+    memory.set_len(bytes).unwrap();
     pages::load_into(File::open(packed).unwrap(), &memory).unwrap();
     fcntl_add_seals(&memory, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE).unwrap();
     Arc::new(memory.into())

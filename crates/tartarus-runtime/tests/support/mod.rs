@@ -23,6 +23,7 @@ pub(crate) mod conformance;
 pub(crate) mod probe;
 pub(crate) mod roles;
 pub(crate) mod tiny;
+pub(crate) mod wire;
 
 /// The first argument that makes this executable a supervisor, or something else.
 const SUPERVISOR: &str = "be-a-supervisor";

@@ -32,7 +32,7 @@ pub(crate) fn of(cell: Option<Cell>, what: &str) -> Launch {
     let argv = vec![program, super::PROBE.to_owned(), what.to_owned()];
     let (env, sockets, fds, files) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (hypervisor, limits) = (Hypervisor::Qemu, None);
-    Launch { argv, env, sockets, fds, files, cell, hypervisor, filtered: true, limits, deadlines }
+    Launch { argv, env, sockets, fds, files, network: None, cell, hypervisor, filtered: true, limits, deadlines }
 }
 
 pub(crate) fn main(what: &Path) -> i32 {

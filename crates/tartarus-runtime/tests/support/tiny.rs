@@ -130,6 +130,7 @@ pub(crate) fn machine(dir: &Path) -> Machine {
         initramfs: dir.join("initramfs"),
         base: dir.join("base"),
         layer: Layer::raw(dir.join("layer")),
+        network: None,
     }
 }
 

@@ -13,6 +13,7 @@ use tartarus_guest::frame::MAX_PAYLOAD;
 use tartarus_guest::{Header, Hello, Kind, Stream};
 
 use crate::alert::Alert;
+use crate::carry::Carriers;
 use crate::console;
 use crate::events::{Events, Role, RunnerPart, Source};
 use crate::freeze::Freezer;
@@ -58,6 +59,13 @@ pub(crate) struct Ground {
 /// Takes over an identity, or says why not.
 pub(crate) type BecomeIt = Box<dyn FnMut(&Hello) -> Result<(), String>>;
 
+/// Whose turn it is to send a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Turn {
+    Process(u32),
+    Carrier(u32),
+}
+
 /// The agent.
 pub(crate) struct Agent {
     port: Port,
@@ -66,6 +74,7 @@ pub(crate) struct Agent {
     pub(crate) ground: Result<Ground, String>,
     pub(crate) processes: BTreeMap<u32, Process>,
     pub(crate) runner: Runner,
+    pub(crate) carriers: Carriers,
     /// The guest was restored, and its processes do not know it yet.
     pub(crate) restored: bool,
     /// It waits without sleeping.
@@ -76,7 +85,7 @@ pub(crate) struct Agent {
     drains: BTreeMap<RawFd, (OwnedFd, bool)>,
     children_ended: bool,
     /// Whose output is sent first next time.
-    turn: u32,
+    turn: Turn,
     buffer: Vec<u8>,
 }
 
@@ -92,6 +101,7 @@ impl Agent {
         }
         Ok(Self {
             runner: Runner::default(),
+            carriers: Carriers::default(),
             restored: false,
             alert: Alert::default(),
             ooms: ground.as_ref().map_or(0, |ground| ground.held.ooms.count()),
@@ -102,7 +112,7 @@ impl Agent {
             processes: BTreeMap::new(),
             drains: BTreeMap::new(),
             children_ended: false,
-            turn: 0,
+            turn: Turn::Process(0),
             buffer: vec![0; CHUNK],
         })
     }
@@ -151,6 +161,7 @@ impl Agent {
             Source::Runner(RunnerPart::Control) => self.runner_news(),
             Source::Runner(RunnerPart::Output) => self.runner.drain(),
             Source::Hook => self.hook_news(),
+            Source::Carrier(number) => self.carriers.wake(number),
         }
     }
 
@@ -173,6 +184,7 @@ impl Agent {
                 // What was half read or not yet sent was for that host alone.
                 Heard::HungUp => {
                     self.session = Session::new();
+                    self.carriers.cut_all();
                     self.answer();
                 }
             }
@@ -185,10 +197,11 @@ impl Agent {
         self.port.accept(|line| self.events.watch(line, Source::Port));
     }
 
-    /// A new session: nothing is sent until the host attaches.
+    /// A new session: nothing is sent until the host attaches, and what it connected is cut off.
     pub(crate) fn detach(&mut self) {
         self.processes.values_mut().for_each(Process::detach);
         self.runner.detach();
+        self.carriers.cut_all();
     }
 
     /// Reaps zombies, also those that were orphaned to PID 1.
@@ -226,7 +239,7 @@ impl Agent {
         self.runner_reaped(pid);
     }
 
-    /// Moves bytes between pipes and memory.
+    /// Moves bytes between pipes, sockets and memory.
     fn pump(&mut self) -> bool {
         let mut moved = false;
         for (number, process) in &mut self.processes {
@@ -239,25 +252,33 @@ impl Agent {
                 self.session.send(Header { offset, ..Header::new(Kind::StdinAck, *number) }, b"");
             }
         }
-        moved
+        moved | self.carriers.pump(|header, payload| self.session.send(header, payload))
     }
 
-    /// Queues output and ends, a frame of each stream in turn.
+    /// Queues output, ends and what came from sockets, a frame of each stream in turn.
     fn emit(&mut self) -> bool {
         if !self.session.is_open() {
             return false;
         }
         let mut emitted = false;
         loop {
-            let later = self.processes.range(self.turn..);
-            let order: Vec<u32> = later.chain(self.processes.range(..self.turn)).map(|(number, _)| *number).collect();
+            let processes = self.processes.keys().copied().map(Turn::Process);
+            let mut order: Vec<Turn> = processes.chain(self.carriers.numbers().map(Turn::Carrier)).collect();
+            let first = order.partition_point(|turn| *turn < self.turn);
+            order.rotate_left(first);
             let mut any = false;
-            for number in order {
+            for turn in order {
                 if self.session.unwritten().len() >= QUEUE {
-                    self.turn = number;
+                    self.turn = turn;
                     return emitted;
                 }
-                any |= self.emit_of(number);
+                any |= match turn {
+                    Turn::Process(number) => self.emit_of(number),
+                    Turn::Carrier(number) => {
+                        let say = |header, bytes: &[u8]| self.session.send(header, bytes);
+                        self.carriers.emit(number, &mut self.buffer, say)
+                    }
+                };
             }
             if !any {
                 return emitted;

@@ -93,8 +93,14 @@ impl Host {
         self.nonce = [nonce; NONCE];
         self.decoder = Decoder::host(self.nonce);
         self.stream.write_all(&preamble).unwrap();
-        let hello =
-            Hello { version: VERSION, time_ns: 1, entropy: vec![1], hostname: hostname.into(), machine_id: None };
+        let hello = Hello {
+            version: VERSION,
+            time_ns: 1,
+            entropy: vec![1],
+            hostname: hostname.into(),
+            machine_id: None,
+            net: None,
+        };
         self.message(Kind::Hello, 0, &message::encode(&hello));
         self.next()
     }
@@ -123,13 +129,18 @@ impl Host {
     }
 
     pub(crate) fn next(&mut self) -> Frame {
+        self.try_next().unwrap()
+    }
+
+    /// Nothing when nothing came within the stream's time.
+    pub(crate) fn try_next(&mut self) -> Option<Frame> {
         let mut buffer = [0; 4096];
         loop {
             match self.decoder.next_found().unwrap() {
-                Some(Found::Frame(frame)) => return frame,
+                Some(Found::Frame(frame)) => return Some(frame),
                 Some(Found::Session(_)) => {}
                 None => {
-                    let count = self.stream.read(&mut buffer).unwrap();
+                    let count = self.stream.read(&mut buffer).ok()?;
                     self.decoder.push(&buffer[..count]);
                 }
             }

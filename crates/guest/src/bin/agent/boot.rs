@@ -15,6 +15,7 @@ use crate::hook::{self, Hooks};
 use crate::identity::{self, Identity};
 use crate::memory;
 use crate::modules;
+use crate::network::Card;
 use crate::port::Port;
 use crate::root;
 use crate::spawn::Held;
@@ -58,7 +59,9 @@ fn prepare(uevents: &Uevents) -> Result<Ground, BootError> {
     fs::write("/proc/self/oom_score_adj", "-1000")
         .during(|| "protect the agent from the out-of-memory killer".to_owned())?;
     let files = EtcFiles::mount("/etc", "/run/tartarus-etc");
-    let mut identity = Identity::new(files).during(|| "open the random device".to_owned())?;
+    // With none the host is told when it wants one.
+    let card = Card::prepare().map_err(|error| console(&error.to_string())).ok();
+    let mut identity = Identity::new(files, card).during(|| "open the random device".to_owned())?;
     let hooks = Hooks::listen(hook::FOLDER);
     if let Err(error) = &hooks {
         console(&format!("no process is told of a restore: could not listen in {}: {error}", hook::FOLDER));

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{
@@ -17,14 +18,14 @@ use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mou
 
 use crate::console;
 
-/// The files. Another one, such as `resolv.conf`, is one more name here.
-const NAMES: [&str; 3] = ["hosts", "hostname", "machine-id"];
+/// The files.
+const NAMES: [&str; 4] = ["hosts", "hostname", "machine-id", "resolv.conf"];
 /// Most bytes of a file of the image that are taken over.
 const MAX_CONTENT: u64 = 64 * 1024;
 
 /// Files that are mounted, held open for writing: each of [`NAMES`], or `None` where the image did not allow it.
 #[derive(Debug, Default)]
-pub(crate) struct EtcFiles([Option<OwnedFd>; 3]);
+pub(crate) struct EtcFiles([Option<OwnedFd>; 4]);
 
 impl EtcFiles {
     /// Mounts the files over those in `etc`, with the same content. `scratch` is a path for a folder that is gone
@@ -70,20 +71,34 @@ impl EtcFiles {
         self.write(2, 0, [id, "\n"].concat().as_bytes());
     }
 
+    /// Writes who knows names, in place of whatever the image said.
+    ///
+    /// # Errors
+    /// When the file could not be mounted (`ENOENT`), or not be written.
+    pub(crate) fn resolver(&self, nameserver: Ipv4Addr) -> Result<(), Errno> {
+        let file = self.0[3].as_ref().ok_or(Errno::NOENT)?;
+        overwrite(file, 0, format!("nameserver {nameserver}\n").as_bytes())
+    }
+
     fn write(&self, which: usize, offset: usize, content: &[u8]) {
         let Some(file) = &self.0[which] else { return };
-        let length = (offset + content.len()) as u64;
-        let written = match pwrite(file, content, offset as u64) {
-            Ok(count) if count < content.len() => Err(Errno::NOSPC),
-            other => other,
-        };
-        // Cut off only what is longer: names of clones are alike in length, and to ask costs a fresh clone less.
-        let longer = |file| Ok(fstat(file)?.st_size as u64 > length);
-        let cut = |longer| if longer { ftruncate(file, length) } else { Ok(()) };
-        if let Err(error) = written.and_then(|_| longer(file)).and_then(cut) {
+        if let Err(error) = overwrite(file, offset, content) {
             console(&format!("/etc/{} could not be written: {error}", NAMES[which]));
         }
     }
+}
+
+/// Writes all that a file has from `offset` on.
+fn overwrite(file: &OwnedFd, offset: usize, content: &[u8]) -> Result<(), Errno> {
+    let length = (offset + content.len()) as u64;
+    let written = match pwrite(file, content, offset as u64) {
+        Ok(count) if count < content.len() => Err(Errno::NOSPC),
+        other => other,
+    };
+    // Cut off only what is longer: names of clones are alike in length, and to ask costs a fresh clone less.
+    let longer = |file| Ok(fstat(file)?.st_size as u64 > length);
+    let cut = |longer| if longer { ftruncate(file, length) } else { Ok(()) };
+    written.and_then(|_| longer(file)).and_then(cut)
 }
 
 /// What the line of the host name begins with.
@@ -202,6 +217,8 @@ mod tests {
             fs::create_dir(&etc).unwrap();
             fs::write(format!("{etc}/hosts"), "the image's\n").unwrap();
             fs::write(format!("{folder}/outside"), "outside").unwrap();
+            let resolvers = "# the image's, and longer than one line\nnameserver 9.9.9.9\n";
+            fs::write(format!("{etc}/resolv.conf"), resolvers).unwrap();
             std::os::unix::fs::symlink("../outside", format!("{etc}/hostname")).unwrap();
             let files = EtcFiles::mount(&etc, &scratch);
             assert!(!fs::exists(&scratch).unwrap());
@@ -216,6 +233,9 @@ mod tests {
             }
             files.machine_id("0123456789abcdef0123456789abcdef");
             assert_eq!(read("machine-id"), "0123456789abcdef0123456789abcdef\n");
+            assert_eq!(read("resolv.conf"), "# the image's, and longer than one line\nnameserver 9.9.9.9\n");
+            files.resolver(Ipv4Addr::new(198, 19, 255, 253)).unwrap();
+            assert_eq!(read("resolv.conf"), "nameserver 198.19.255.253\n");
             assert_eq!(fs::read_to_string(format!("{folder}/outside")).unwrap(), "outside", "no link is followed");
             assert!(fs::remove_file(format!("{etc}/hosts")).is_err(), "a mount cannot be removed");
             for name in NAMES {
@@ -249,6 +269,7 @@ mod tests {
             assert_eq!(fs::read_to_string(format!("{etc}/hostname")).unwrap(), "n\n");
             let files = EtcFiles::mount(&format!("{folder}/no/such"), &scratch);
             files.name("", "n");
+            assert_eq!(files.resolver(Ipv4Addr::LOCALHOST), Err(Errno::NOENT));
             assert!(files.0.iter().all(Option::is_none) && !fs::exists(&scratch).unwrap());
         });
     }

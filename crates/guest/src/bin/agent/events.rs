@@ -40,6 +40,8 @@ pub(crate) enum Source {
     Spare(u32, SparePart),
     /// The socket for processes that want to hear of a restore, or one of its connections.
     Hook,
+    /// The socket of a carried connection.
+    Carrier(u32),
 }
 
 /// What of a zygote has news.
@@ -76,6 +78,7 @@ impl Source {
             Self::Spare(spare, SparePart::Output(Stream::Stdout)) => 7 | 3 << 3 | u64::from(spare) << 6,
             Self::Spare(spare, SparePart::Output(Stream::Stderr)) => 7 | 4 << 3 | u64::from(spare) << 6,
             Self::Spare(spare, SparePart::Socket) => 7 | 5 << 3 | u64::from(spare) << 6,
+            Self::Carrier(number) => 7 | 6 << 3 | u64::from(number) << 6,
         }
     }
 
@@ -96,6 +99,7 @@ impl Source {
                 3 => Self::Spare(spare, SparePart::Output(Stream::Stdout)),
                 4 => Self::Spare(spare, SparePart::Output(Stream::Stderr)),
                 5 => Self::Spare(spare, SparePart::Socket),
+                6 => Self::Carrier(spare),
                 _ => return None,
             },
         })
@@ -194,9 +198,10 @@ mod tests {
         let more = [Source::Hook, Source::Runner(RunnerPart::Control), Source::Runner(RunnerPart::Output)];
         let parts = [SparePart::Output(Stream::Stdout), SparePart::Output(Stream::Stderr), SparePart::Socket];
         let spares = parts.into_iter().flat_map(|part| [0, 1, u32::MAX].map(|spare| Source::Spare(spare, part)));
-        for source in pipes.chain(others).chain(more).chain(spares) {
+        let carriers = [0, 1, u32::MAX].map(Source::Carrier);
+        for source in pipes.chain(others).chain(more).chain(spares).chain(carriers) {
             assert_eq!(Source::decode(source.encode()), Some(source));
         }
-        assert_eq!(Source::decode(7 | 6 << 3), None);
+        assert_eq!(Source::decode(7 | 7 << 3), None);
     }
 }

@@ -10,6 +10,7 @@ use rustix::time::{ClockId, Timespec, clock_settime};
 use tartarus_guest::Hello;
 
 use crate::etc::EtcFiles;
+use crate::network::{Card, NetworkError};
 
 /// `RNDADDENTROPY`, `_IOW('R', 0x03, int[2])`.
 const ADD_ENTROPY: libc::Ioctl = 0x4008_5203;
@@ -33,6 +34,9 @@ pub(crate) enum IdentityError {
     /// A system call.
     #[error("could not set the guest's {0}: {1}")]
     Step(&'static str, Errno),
+    /// A step of its network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
 }
 
 /// Takes over identities, one per session.
@@ -41,6 +45,7 @@ pub(crate) struct Identity {
     random: OwnedFd,
     hostname: String,
     files: EtcFiles,
+    card: Option<Card>,
 }
 
 /// What the kernel's `rand_pool_info` looks like.
@@ -68,10 +73,10 @@ fn set_clock(time_ns: u64) -> Result<(), IdentityError> {
 }
 
 impl Identity {
-    /// Opens the random device; `files` are written when what they say changes.
-    pub(crate) fn new(files: EtcFiles) -> Result<Self, Errno> {
+    /// Opens the random device; `files` are written when what they say changes, `card` is there where a network is wanted.
+    pub(crate) fn new(files: EtcFiles, card: Option<Card>) -> Result<Self, Errno> {
         let random = open("/dev/urandom", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Self { random, hostname: String::new(), files })
+        Ok(Self { random, hostname: String::new(), files, card })
     }
 
     /// Takes over what `hello` gives. The files of a host name are written only when it changes.
@@ -93,6 +98,14 @@ impl Identity {
         }
         if let Some(id) = &hello.machine_id {
             self.files.machine_id(id);
+        }
+        match (&mut self.card, &hello.net) {
+            (Some(card), net) => card.take(net.as_ref())?,
+            (None, Some(_)) => return Err(NetworkError::NoCard.into()),
+            (None, None) => {}
+        }
+        if let Some(net) = &hello.net {
+            self.files.resolver(net.nameserver).map_err(|error| NetworkError::Step("write /etc/resolv.conf", error))?;
         }
         Ok(())
     }
@@ -127,7 +140,7 @@ pub(crate) fn loopback_up() -> Result<(), Errno> {
     checked(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) })
 }
 
-fn checked(result: libc::c_int) -> Result<(), Errno> {
+pub(crate) fn checked(result: libc::c_int) -> Result<(), Errno> {
     if result < 0 {
         let error = std::io::Error::last_os_error();
         return Err(Errno::from_io_error(&error).unwrap_or(Errno::IO));

@@ -10,6 +10,7 @@
 mod agent;
 mod alert;
 mod boot;
+mod carry;
 mod channel;
 mod disks;
 mod errors;
@@ -21,6 +22,7 @@ mod identity;
 mod input;
 mod memory;
 mod modules;
+mod network;
 mod output;
 mod port;
 mod process;

@@ -78,6 +78,15 @@ impl Agent {
             }
             Request::StartRunner(start) => return self.start_runner(start),
             Request::Freeze => return self.freeze(),
+            Request::Dial(number, port) => {
+                self.ground.as_ref().map_err(|why| why.clone())?;
+                let watch = |socket: BorrowedFd<'_>| self.events.watch(socket, Source::Carrier(number));
+                return self.carriers.dial(number, port, watch, |header, why| self.session.send(header, why));
+            }
+            Request::Carry(number, offset, bytes) => return self.carriers.receive(number, offset, &bytes),
+            Request::CarryEof(number, offset) => return self.carriers.end(number, offset),
+            Request::Carried(number, offset) => return self.carriers.taken(number, offset),
+            Request::Cut(number) => return self.carriers.cut(number),
         }
         Ok(())
     }

@@ -39,6 +39,16 @@ pub(crate) enum Request {
     StartRunner(StartRunner),
     /// Freeze the layer for a snapshot.
     Freeze,
+    /// Connect to a port, from 1 on.
+    Dial(u32, u16),
+    /// Bytes of a connection at a position.
+    Carry(u32, u64, Vec<u8>),
+    /// A connection's bytes end at a position.
+    CarryEof(u32, u64),
+    /// A connection's bytes up to a position were taken.
+    Carried(u32, u64),
+    /// Cut a connection off.
+    Cut(u32),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +142,14 @@ impl Session {
             Kind::Forget => Request::Forget(process),
             Kind::Clock => Request::Clock(offset),
             Kind::Freeze => Request::Freeze,
+            Kind::Dial => match u16::try_from(offset) {
+                Ok(port @ 1..) => Request::Dial(process, port),
+                _ => return Err(format!("no port has number {offset}")),
+            },
+            Kind::Carry => Request::Carry(process, offset, frame.payload),
+            Kind::CarryEof => Request::CarryEof(process, offset),
+            Kind::Carried => Request::Carried(process, offset),
+            Kind::Cut => Request::Cut(process),
             Kind::HelloAck
             | Kind::Started
             | Kind::Output
@@ -139,7 +157,9 @@ impl Session {
             | Kind::Ended
             | Kind::Fault
             | Kind::Runner
-            | Kind::Frozen => {
+            | Kind::Frozen
+            | Kind::Dialed
+            | Kind::Refused => {
                 return Err(format!("a frame of kind {kind:?} comes from the guest only"));
             }
         }))

@@ -6,7 +6,7 @@ const NONCE_A: [u8; NONCE] = [5; NONCE];
 const NONCE_B: [u8; NONCE] = [6; NONCE];
 
 fn hello() -> Hello {
-    Hello { version: 1, time_ns: 1, entropy: vec![1], hostname: "h".into(), machine_id: None }
+    Hello { version: 1, time_ns: 1, entropy: vec![1], hostname: "h".into(), machine_id: None, net: None }
 }
 
 fn start(token: &str) -> Start {
@@ -83,6 +83,9 @@ fn requests_are_read() {
     let runner = StartRunner { language: "python".into(), preload: vec!["m".into()], env: [].into() };
     session.push(&bytes(NONCE_A, Kind::StartRunner, 0, &message::encode(&runner)));
     session.push(&frame(Kind::Freeze, 0, 0));
+    for kind in [Kind::Dial, Kind::Carry, Kind::CarryEof, Kind::Carried, Kind::Cut] {
+        session.push(&frame(kind, 0, 65535));
+    }
     let all: Vec<Request> = std::iter::from_fn(|| session.next_request()).collect();
     let expected = [
         Request::Start(3, start("t")),
@@ -94,6 +97,11 @@ fn requests_are_read() {
         Request::Forget(3),
         Request::StartRunner(runner),
         Request::Freeze,
+        Request::Dial(3, 65535),
+        Request::Carry(3, 65535, vec![]),
+        Request::CarryEof(3, 65535),
+        Request::Carried(3, 65535),
+        Request::Cut(3),
     ];
     assert_eq!(all, expected);
 }
@@ -112,6 +120,10 @@ fn a_broken_rule_is_answered_once_and_ends_the_session() {
         (frame(Kind::Frozen, 0, 0), "guest only"),
         (frame(Kind::Runner, 0, 0), "guest only"),
         (frame(Kind::StartRunner, 0, 0), "runner"),
+        (frame(Kind::Dialed, 0, 0), "guest only"),
+        (frame(Kind::Refused, 0, 0), "guest only"),
+        (frame(Kind::Dial, 0, 0), "port"),
+        (frame(Kind::Dial, 0, 65536), "port"),
         (frame(Kind::Hello, 0, 0), "one hello"),
         (frame(Kind::Start, 0, 0), "start"),
         (frame(Kind::Start, 0, u64::MAX), "bytes"),
@@ -174,7 +186,7 @@ proptest! {
     }
 
     #[test]
-    fn any_header_is_answered_or_read(kind in 1u8..74, stream: u8, process: u32, offset: u64, payload in proptest::collection::vec(any::<u8>(), 0..50)) {
+    fn any_header_is_answered_or_read(kind in 1u8..84, stream: u8, process: u32, offset: u64, payload in proptest::collection::vec(any::<u8>(), 0..50)) {
         let mut session = greeted(NONCE_A);
         let mut raw = Vec::new();
         encode(tag(&NONCE_A), Header { kind: Kind::Stdin, stream, process, offset }, &payload, &mut raw);
