@@ -10,8 +10,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::Stream;
 use serde::{Deserialize, Serialize};
+use tartarus_types::net::NetStatus;
 use tartarus_types::{
-    ExecId, LeaseToken, NodeId, Outcome, Overcommit, Refusal, SandboxId, SandboxSpec, Shape, Timestamp,
+    Contract, ExecId, LeaseToken, NodeId, Outcome, Overcommit, Refusal, SandboxId, SandboxSpec, Shape, Timestamp,
 };
 
 use crate::doctor::DoctorReport;
@@ -365,6 +366,13 @@ pub trait Node: Send + Sync + 'static {
 
     /// Lets a stopped machine go on; one that runs goes on running. Its record says so when this returns.
     async fn resume(&self, sandbox: &SandboxId) -> Result<(), Refusal>;
+
+    /// The network of a running sandbox: contract, counters, what was refused.
+    async fn net(&self, sandbox: &SandboxId) -> Result<NetStatus, Refusal>;
+
+    /// Puts another contract in force for a running sandbox, whole or not at all; it is durable on the node when this
+    /// returns. A sandbox that was started without a network can be given forwards, and nothing else.
+    async fn set_net(&self, sandbox: &SandboxId, contract: Contract) -> Result<NetStatus, Refusal>;
 
     /// The golden snapshots that are whole.
     async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, Refusal>;

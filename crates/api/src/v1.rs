@@ -3,12 +3,17 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use tartarus_types::{ErrorCode, ExecId, Language, NodeId, Outcome, Refusal, SandboxId, Shape, State, Timestamp};
+use tartarus_types::net::NetStatus;
+use tartarus_types::{
+    Contract, ErrorCode, ExecId, Language, NodeId, Outcome, Refusal, SandboxId, Shape, State, Timestamp,
+};
 use utoipa::ToSchema;
 
 use crate::node::StartedFrom;
 
 mod space;
+
+pub use tartarus_types::net::{ForwardRequest, LimitsRequest, NetRequest};
 
 pub use space::{DiskUsage, Logs, Prune, Pruned, PrunedFile, StoredFile};
 
@@ -107,6 +112,9 @@ pub struct CreateSandbox {
     /// Overwrite what the sandbox wrote when it ends.
     #[serde(default, skip_serializing_if = "is_false")]
     pub shred: bool,
+    /// What it may reach, and who reaches it; the template's when absent. A whole one: nothing of the template's is added.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net: Option<NetRequest>,
 }
 
 /// A point of a sandbox's start, and when it was reached.
@@ -167,6 +175,10 @@ pub struct Sandbox {
     /// It runs code in the template's runner, and `command` are the arguments.
     #[serde(skip_serializing_if = "is_false", default)]
     pub has_code: bool,
+    /// What it may reach, and who reaches it: as it was accepted, and where one that runs is inspected, as it is now. Absent
+    /// when it has no network and nothing leads to it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub net: Option<Contract>,
 }
 
 /// A sandbox with what only its node knows.
@@ -191,6 +203,9 @@ pub struct SandboxDetail {
     /// Why it is still queued.
     #[serde(default)]
     pub waiting: Option<String>,
+    /// Its network while it runs: the contract in force, counters, what was refused.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub net_status: Option<NetStatus>,
 }
 
 /// A command to start in a running sandbox.
@@ -321,6 +336,9 @@ pub struct CreateTemplate {
     /// Keep no golden snapshots: every sandbox boots.
     #[serde(default, skip_serializing_if = "is_false")]
     pub cold: bool,
+    /// What a sandbox may reach, and who reaches it, when its request does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net: Option<NetRequest>,
 }
 
 /// A template.

@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use tartarus_api::node::{Action, Assignment, ControlPlane, Directive, NodeInfo};
-use tartarus_types::{ErrorCode, LeaseToken, Refusal, SandboxId, Timestamp};
+use tartarus_types::net::NetStatus;
+use tartarus_types::{Contract, ErrorCode, LeaseToken, Refusal, SandboxId, Timestamp};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::ledger::{Ledger, make_dir};
+use crate::net::Networks;
 use crate::output::LogLimits;
 use crate::sandbox::{self, Context, Dying, Handle, KillReason, Request};
 use crate::workshop::Workshop;
@@ -43,6 +45,8 @@ pub struct Parts {
     pub control: Arc<dyn ControlPlane>,
     /// Where machines come from.
     pub workshop: Arc<dyn Workshop>,
+    /// Where networks come from.
+    pub networks: Arc<Networks>,
     /// A folder for each sandbox that runs here.
     pub sandboxes: PathBuf,
     /// A folder for each sandbox's logs.
@@ -69,11 +73,12 @@ impl Agent {
     /// # Errors
     /// When they cannot be made or read.
     pub fn open(parts: Parts) -> std::io::Result<Arc<Self>> {
-        let Parts { info, control, workshop, sandboxes, logs, limits, clock } = parts;
+        let Parts { info, control, workshop, networks, sandboxes, logs, limits, clock } = parts;
         make_dir(&logs)?;
         let ctx = Context {
             control,
             workshop,
+            networks,
             ledger: Ledger::open(sandboxes)?,
             logs,
             limits,
@@ -129,6 +134,24 @@ impl Agent {
     /// When it does not run, or cannot go on.
     pub async fn resume(&self, sandbox: &SandboxId) -> Result<(), Refusal> {
         self.ask(sandbox, |reply| Request::Resume { reply }).await
+    }
+
+    /// Its network; see `api::node::Node::net`.
+    ///
+    /// # Errors
+    /// When it does not run, or its rules cannot be read.
+    pub async fn net(&self, sandbox: &SandboxId) -> Result<NetStatus, Refusal> {
+        self.ask(sandbox, |reply| Request::Net { reply }).await
+    }
+
+    /// Puts another contract in force; see `api::node::Node::set_net`.
+    ///
+    /// # Errors
+    /// When it does not run, its guest agent is too old, a port cannot be listened at (by its field), or the rules could not
+    /// be changed: then the former contract is in force.
+    pub async fn set_net(&self, sandbox: &SandboxId, contract: Contract) -> Result<NetStatus, Refusal> {
+        let contract = Box::new(contract);
+        self.ask(sandbox, |reply| Request::SetNet { contract, reply }).await
     }
 
     /// There is news; see `api::node::Node::kick`.

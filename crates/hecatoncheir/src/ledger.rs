@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use crate::net::Kept;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tartarus_api::node::{Assignment, Progress};
 use tartarus_runtime::supervisor::LOCK;
@@ -18,6 +19,7 @@ const PROGRESS: &str = "progress.json";
 const RESTORED: &str = "restored.json";
 const SAVING: &str = "saving";
 const PAUSES: &str = "pauses.json";
+const NET: &str = "net.json";
 
 /// What a machine was restored from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,6 +208,15 @@ impl Home {
     /// An unreadable file counts as none: then the limits are a little tighter.
     pub(crate) fn pauses(&self) -> Pauses {
         read_json(&self.dir.join(PAUSES)).ok().flatten().unwrap_or_default()
+    }
+
+    pub(crate) fn put_net(&self, kept: &Kept) -> io::Result<()> {
+        write_json(&self.dir.join(NET), kept)
+    }
+
+    /// The contract in force since it was last changed; `None` while it is what the sandbox was accepted with.
+    pub(crate) fn net(&self) -> io::Result<Option<Kept>> {
+        read_json(&self.dir.join(NET))
     }
 
     /// The end, written once: an earlier one wins. It lasts beyond a power cut after [`Home::sync_outcome`].

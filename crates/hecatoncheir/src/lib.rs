@@ -6,12 +6,15 @@
 #![deny(unsafe_code)]
 
 mod agent;
+mod carry;
 mod choice;
 mod doctor;
 mod golden;
 mod ledger;
 mod link;
+mod net;
 mod node_api;
+mod outbox;
 pub mod output;
 mod sandbox;
 mod store;
@@ -20,6 +23,7 @@ pub mod workshop;
 
 pub use agent::{Agent, Parts, Stop};
 pub use choice::Wanted;
+pub use net::{Guard, NetOptions, Networks};
 pub use node_api::LocalNode;
 pub use output::LogLimits;
 pub use store::{HostOptions, HostStore};

@@ -3,21 +3,22 @@
 //! Sending never waits: what a well-behaved guest can make us send is bounded by the protocol's windows. One that does
 //! not read is found out by the outbox's limit and is cut off.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tartarus_guest::frame::{self, Assembler, Decoder, Found, NONCE};
 use tartarus_guest::{
-    End, Frame, Header, Hello, HelloAck, Kind, Malformed, RunnerState, Start, StartRunner, Stream, message,
+    End, Frame, Header, Hello, HelloAck, Kind, Malformed, Net, RunnerState, Start, StartRunner, Stream, message,
 };
 use tartarus_guest::{OLDEST, VERSION};
 use tartarus_runtime::Channel;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::{Notify, mpsc};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf};
+use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Bytes waiting to be sent at most.
-pub(crate) const OUTBOX: usize = 16 << 20;
+use crate::carry::Carriers;
+use crate::outbox::Outbox;
+
 /// Bytes of a guest's own words that are passed on.
 const MAX_FAULT: usize = 500;
 
@@ -46,6 +47,8 @@ pub(crate) struct Identity {
     pub(crate) hostname: String,
     /// 32 hex digits.
     pub(crate) machine_id: String,
+    /// Its network; none when absent.
+    pub(crate) net: Option<Net>,
     /// The guest was restored between two frames, so the flush of the preamble can be left out.
     pub(crate) restored: bool,
 }
@@ -69,15 +72,18 @@ pub(crate) enum LinkError {
 
 /// An open session. Dropping it cuts the line.
 pub(crate) struct GuestLink {
-    tag: u32,
     outbox: Arc<Outbox>,
+    carriers: Arc<Carriers>,
     _tasks: [AbortOnDropHandle<()>; 2],
 }
 
-#[derive(Default)]
-struct Outbox {
-    bytes: Mutex<Vec<u8>>,
-    filled: Notify,
+/// Ends the carried connections when the session does, however that is.
+struct Ending(Arc<Carriers>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 /// Greets the guest and waits for its answer, for as long as the caller lets it. Events arrive in `events`.
@@ -91,8 +97,8 @@ pub(crate) async fn open(
     let mut entropy = vec![0; 64];
     getrandom::fill(&mut entropy).map_err(|e| LinkError::Io(std::io::Error::other(e)))?;
     let tag = frame::tag(&nonce);
-    let Identity { hostname, machine_id, restored } = identity;
-    let hello = Hello { version: VERSION, time_ns: time_ns(), entropy, hostname, machine_id: Some(machine_id) };
+    let Identity { hostname, machine_id, net, restored } = identity;
+    let hello = Hello { version: VERSION, time_ns: time_ns(), entropy, hostname, machine_id: Some(machine_id), net };
     let mut opening = if restored { frame::short_preamble(&nonce).to_vec() } else { frame::preamble(&nonce) };
     frame::encode_message(tag, Kind::Hello, 0, &message::encode(&hello), &mut opening);
 
@@ -104,11 +110,13 @@ pub(crate) async fn open(
     if !(OLDEST..=VERSION).contains(&ack.version) {
         return Err(LinkError::Version(ack.version));
     }
-    let outbox = Arc::new(Outbox::default());
-    let reader = tokio::spawn(read_all(read, decoder, events));
-    let writer = tokio::spawn(write_all(write, outbox.clone()));
+    let outbox = Arc::new(Outbox::new(tag));
+    let carriers = Arc::new(Carriers::new(outbox.clone(), ack.version));
+    let reader = tokio::spawn(read_all(read, decoder, events, Ending(carriers.clone())));
+    let writing = outbox.clone();
+    let writer = tokio::spawn(async move { writing.write_all(write).await });
     let tasks = [AbortOnDropHandle::new(reader), AbortOnDropHandle::new(writer)];
-    let link = GuestLink { tag, outbox, _tasks: tasks };
+    let link = GuestLink { outbox, carriers, _tasks: tasks };
     // The hello lay in the port's buffer while the guest booted, so its time is old by now.
     link.clock();
     Ok((link, ack))
@@ -142,11 +150,20 @@ async fn first_message(read: &mut ReadHalf<Box<dyn Channel>>, decoder: &mut Deco
     }
 }
 
-async fn read_all(mut read: ReadHalf<Box<dyn Channel>>, mut decoder: Decoder, events: mpsc::Sender<GuestEvent>) {
+async fn read_all(
+    mut read: ReadHalf<Box<dyn Channel>>,
+    mut decoder: Decoder,
+    events: mpsc::Sender<GuestEvent>,
+    ending: Ending,
+) {
     let mut bytes = vec![0; 64 * 1024];
     let why = 'session: loop {
         loop {
             let event = match decoder.next_found() {
+                Ok(Some(Found::Frame(frame))) if is_carried(frame.header.kind) => match ending.0.heard(frame) {
+                    Ok(()) => continue,
+                    Err(e) => Err(e),
+                },
                 Ok(Some(Found::Frame(frame))) => event(frame),
                 Ok(Some(Found::Session(_))) => continue,
                 Ok(None) => break,
@@ -169,7 +186,14 @@ async fn read_all(mut read: ReadHalf<Box<dyn Channel>>, mut decoder: Decoder, ev
             Err(e) => break e.to_string(),
         }
     };
+    drop(ending);
     let _ = events.send(GuestEvent::Gone(why)).await;
+}
+
+/// About a carried connection: these do not wait for the sandbox's task.
+fn is_carried(kind: Kind) -> bool {
+    use Kind::{Carried, Carry, CarryEof, Cut, Dialed, Refused};
+    matches!(kind, Dialed | Refused | Carry | CarryEof | Carried | Cut)
 }
 
 fn event(frame: Frame) -> Result<GuestEvent, Malformed> {
@@ -206,50 +230,35 @@ fn possible(end: End) -> Result<End, Malformed> {
 }
 
 /// A guest's own words, fit to be printed.
-fn words(payload: &[u8]) -> String {
+pub(crate) fn words(payload: &[u8]) -> String {
     let text = String::from_utf8_lossy(payload);
     text.chars().filter(|c| !c.is_control()).take(MAX_FAULT).collect()
 }
 
-async fn write_all(mut write: WriteHalf<Box<dyn Channel>>, outbox: Arc<Outbox>) {
-    loop {
-        let bytes = std::mem::take(&mut *outbox.bytes.lock().unwrap_or_else(PoisonError::into_inner));
-        if bytes.is_empty() {
-            outbox.filled.notified().await;
-        } else if write.write_all(&bytes).await.is_err() {
-            return; // the reader sees the end as well, and tells
-        }
-    }
-}
-
 impl GuestLink {
-    fn send(&self, encode: impl FnOnce(u32, &mut Vec<u8>)) -> bool {
-        let mut bytes = self.outbox.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        encode(self.tag, &mut bytes);
-        let fine = bytes.len() <= OUTBOX;
-        drop(bytes);
-        self.outbox.filled.notify_one();
-        fine
-    }
-
     /// Sends a frame. False when the guest has not read for so long that the machine should be given up.
     pub(crate) fn frame(&self, header: Header, payload: &[u8]) -> bool {
-        self.send(|tag, out| frame::encode(tag, header, payload, out))
+        self.outbox.frame(header, payload)
     }
 
     /// Starts a process.
     pub(crate) fn start(&self, process: u32, start: &Start) -> bool {
-        self.send(|tag, out| frame::encode_message(tag, Kind::Start, process, &message::encode(start), out))
+        self.outbox.put(|tag, out| frame::encode_message(tag, Kind::Start, process, &message::encode(start), out))
     }
 
     /// Bytes that wait to be sent.
     pub(crate) fn waiting(&self) -> usize {
-        self.outbox.bytes.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.outbox.waiting()
+    }
+
+    /// Connections that are carried to the guest's ports in this session.
+    pub(crate) fn carriers(&self) -> &Arc<Carriers> {
+        &self.carriers
     }
 
     /// Starts the runner.
     pub(crate) fn start_runner(&self, runner: &StartRunner) -> bool {
-        self.send(|tag, out| frame::encode_message(tag, Kind::StartRunner, 0, &message::encode(runner), out))
+        self.outbox.put(|tag, out| frame::encode_message(tag, Kind::StartRunner, 0, &message::encode(runner), out))
     }
 
     /// Sets the guest's clock.

@@ -10,7 +10,8 @@ use tartarus_api::node::{
     ByteStream, ExecSpec, ImageMade, KernelMade, Live, Node, NodeUsage, OutputRequest, OutputStream, SnapshotInfo,
     Target,
 };
-use tartarus_types::{ErrorCode, ExecId, Outcome, Refusal, SandboxId};
+use tartarus_types::net::NetStatus;
+use tartarus_types::{Contract, ErrorCode, ExecId, Outcome, Refusal, SandboxId};
 use tokio::sync::oneshot;
 
 use crate::agent::Agent;
@@ -129,6 +130,14 @@ impl Node for LocalNode {
         self.agent.resume(sandbox).await
     }
 
+    async fn net(&self, sandbox: &SandboxId) -> Result<NetStatus, Refusal> {
+        self.agent.net(sandbox).await
+    }
+
+    async fn set_net(&self, sandbox: &SandboxId, contract: Contract) -> Result<NetStatus, Refusal> {
+        self.agent.set_net(sandbox, contract).await
+    }
+
     async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, Refusal> {
         self.store.snapshots().await
     }
@@ -171,6 +180,8 @@ impl Node for LocalNode {
     }
 
     async fn doctor(&self, kernel: Option<&str>, reprobe: bool) -> Result<DoctorReport, Refusal> {
-        self.store.doctor(kernel, reprobe).await
+        let mut report = self.store.doctor(kernel, reprobe).await?;
+        report.checks.extend(self.agent.ctx.networks.checks().await);
+        Ok(report)
     }
 }

@@ -197,7 +197,7 @@ impl Workshop for HostStore {
         let kernel =
             if driver.takes_elf() { self.kernels.elf(&spec.kernel).await.map_err(CannotStart::retry)? } else { kernel };
         let Shape { cpus, memory_mib } = shape(spec);
-        let machine = Machine { dir: dir.to_owned(), cpus, memory_mib, kernel, initramfs, base, layer };
+        let machine = Machine { dir: dir.to_owned(), cpus, memory_mib, kernel, initramfs, base, layer, network: None };
         Ok(Ready { machine, driver, start })
     }
 

@@ -7,10 +7,12 @@ use hades::store::{KernelRecord, NodeRecord, TemplateRecord};
 use tartarus_api::v1::{CreateExec, CreateSandbox, CreateTemplate};
 use tartarus_types::spec::{MAX_ARG, check_labels, check_name};
 use tartarus_types::{
-    ErrorCode, Limits, Refusal, RunnerSpec, SandboxId, SandboxSpec, Shape, SnapshotUse, TemplateSpec, Warm,
+    Contract, ErrorCode, Limits, NetCeiling, Refusal, RunnerSpec, SandboxId, SandboxSpec, Shape, SnapshotUse,
+    TemplateSpec, Warm,
 };
 
 use crate::golden::{golden, ground, shapes};
+use crate::net;
 use crate::waiting::room;
 
 /// From acceptance to the command's start when the request does not say, ms.
@@ -30,6 +32,7 @@ pub(crate) fn sandbox_spec(
     template: TemplateRecord,
     kernel: &KernelRecord,
     limits: &Limits,
+    most: NetCeiling,
 ) -> Result<SandboxSpec, Refusal> {
     if let Some(name) = &request.name {
         check_name("name", name)?;
@@ -57,6 +60,7 @@ pub(crate) fn sandbox_spec(
         (false, true) => SnapshotUse::Never,
         (false, false) => SnapshotUse::Prefer,
     };
+    let net = net::contract(request.net.as_ref(), &template.name, defaults.net.clone(), most)?;
     let spec = SandboxSpec {
         golden: golden(&defaults, &kernel.digest, shape),
         ground: ground(&defaults),
@@ -79,6 +83,7 @@ pub(crate) fn sandbox_spec(
         code: request.code,
         snapshot,
         shred: request.shred,
+        net,
     };
     limits.check_size(spec.cpus, spec.memory_mib, spec.disk_mib)?;
     limits.check_ms("start_timeout_ms", spec.start_timeout_ms)?;
@@ -165,7 +170,12 @@ pub(crate) fn check_fits(nodes: &[NodeRecord], spec: &SandboxSpec) -> Result<(),
 }
 
 /// A template's defaults, with `image` as the digest that the request's name stands for.
-pub(crate) fn template_spec(request: CreateTemplate, image: String, limits: &Limits) -> Result<TemplateSpec, Refusal> {
+pub(crate) fn template_spec(
+    request: CreateTemplate,
+    image: String,
+    limits: &Limits,
+    most: NetCeiling,
+) -> Result<TemplateSpec, Refusal> {
     let (cpus, memory_mib, disk_mib) = TEMPLATE_SIZE;
     let runner = match (request.runner, request.preload) {
         (None, preload) if preload.is_empty() => None,
@@ -189,6 +199,7 @@ pub(crate) fn template_spec(request: CreateTemplate, image: String, limits: &Lim
         warm: Warm { command: request.warm, runner },
         shapes: in_order(request.shapes),
         cold: request.cold,
+        net: request.net.map_or(Ok(Contract::default()), |wanted| net::asked(&wanted, most))?,
     };
     limits.check_size(spec.cpus, spec.memory_mib, spec.disk_mib)?;
     check_shapes(&spec, limits)?;

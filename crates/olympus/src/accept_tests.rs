@@ -1,6 +1,9 @@
-use tartarus_types::{Ground, Language, NodeId, Overcommit, Timestamp};
+use tartarus_types::{Ground, Language, NetMode, NetRequest, NodeId, Overcommit, Timestamp};
 
 use super::*;
+
+/// What an operator who says nothing gives.
+const MOST: NetCeiling = NetCeiling { mode: NetMode::Allow, public_ports: false };
 
 fn template() -> TemplateRecord {
     let env = [("A", "template"), ("B", "template")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
@@ -31,7 +34,7 @@ fn resolve_from(template: TemplateRecord, change: impl FnOnce(&mut CreateSandbox
     let kernel = KernelRecord { digest: "sha256:k".into(), release: "6.1".into(), size: 1, created_at: Timestamp(0) };
     let mut request = CreateSandbox { template: "python".into(), ..CreateSandbox::default() };
     change(&mut request);
-    sandbox_spec(request, template, &kernel, &Limits::default())
+    sandbox_spec(request, template, &kernel, &Limits::default(), MOST)
 }
 
 fn node(memory_mib: u64, max_cpus: u32) -> NodeRecord {
@@ -150,7 +153,7 @@ fn a_template_is_checked_like_what_it_makes() {
     let spec = |change: fn(&mut CreateTemplate)| {
         let mut request = CreateTemplate::default();
         change(&mut request);
-        template_spec(request, "sha256:i".into(), &Limits::default())
+        template_spec(request, "sha256:i".into(), &Limits::default(), MOST)
     };
     const A: Shape = Shape { cpus: 1, memory_mib: 64 };
     const B: Shape = Shape { cpus: 2, memory_mib: 64 };
@@ -176,7 +179,41 @@ fn a_template_is_checked_like_what_it_makes() {
             preload: vec![bad.to_owned()],
             ..CreateTemplate::default()
         };
-        let refusal = template_spec(request, "sha256:i".into(), &Limits::default()).unwrap_err();
+        let refusal = template_spec(request, "sha256:i".into(), &Limits::default(), MOST).unwrap_err();
         assert_eq!(refusal.field.as_deref(), Some("preload"), "{bad:?}");
     }
+}
+
+#[test]
+fn the_network_is_the_requests_or_the_templates_and_never_more_than_the_operator_gives() {
+    let to = |cidr: &str| NetRequest { mode: NetMode::Allow, cidrs: vec![cidr.to_owned()], ..NetRequest::default() };
+    let with_net = |net: Contract| {
+        let mut template = template();
+        template.spec.net = net;
+        template
+    };
+    let own = to("203.0.113.0/24").check(MOST).unwrap();
+    assert!(!resolve(|_| ()).unwrap().net.is_some(), "nobody gets a network by accident");
+    assert_eq!(resolve_from(with_net(own.clone()), |_| ()).unwrap().net, own);
+    let other = resolve_from(with_net(own.clone()), |r| r.net = Some(to("8.8.8.8"))).unwrap().net;
+    assert_eq!(other, to("8.8.8.8").check(MOST).unwrap(), "whole, not beside the template's");
+    let none = resolve_from(with_net(own.clone()), |r| r.net = Some(NetRequest::default())).unwrap().net;
+    assert_eq!(none, Contract::default());
+    // The golden snapshot is the same whatever its clones may reach.
+    assert_eq!(resolve_from(with_net(own), |_| ()).unwrap().golden, resolve(|_| ()).unwrap().golden);
+
+    let refusal = resolve(|r| r.net = Some(to("8.8.8.8/8"))).unwrap_err();
+    assert_eq!(refusal.field.as_deref(), Some("net.cidrs[0]"));
+    let open = Contract { mode: NetMode::Open, ..Contract::default() };
+    let refusal = resolve_from(with_net(open), |_| ()).unwrap_err();
+    assert_eq!(refusal.field.as_deref(), Some("net.mode"));
+    for word in ["template python asks for it", "`up --net open`"] {
+        assert!(refusal.detail.contains(word), "{refusal}");
+    }
+    let wanted = |net| CreateTemplate { net, ..CreateTemplate::default() };
+    let spec = |net| template_spec(wanted(net), "sha256:i".into(), &Limits::default(), MOST);
+    assert_eq!(spec(None).unwrap().net, Contract::default());
+    assert_eq!(spec(Some(to("8.8.8.8"))).unwrap().net, to("8.8.8.8").check(MOST).unwrap());
+    let refusal = spec(Some(to("169.254.169.254"))).unwrap_err();
+    assert_eq!(refusal.field.as_deref(), Some("net.cidrs[0]"));
 }

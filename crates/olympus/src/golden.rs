@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use hades::store::{KernelRecord, TemplateRecord};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use tartarus_types::{Ground, SandboxSpec, Shape, SnapshotUse, TemplateSpec, Warm};
+use tartarus_types::{Contract, Ground, SandboxSpec, Shape, SnapshotUse, TemplateSpec, Warm};
 
 /// The label of a sandbox that makes a golden snapshot; its value is the template's name.
 pub(crate) const LABEL: &str = "tartarus.dev/snapshot-of";
@@ -96,6 +96,8 @@ pub(crate) fn maker_spec(template: &TemplateRecord, kernel: &str, shape: Shape, 
         golden: Some(golden),
         snapshot: SnapshotUse::Make,
         shred: false,
+        // It is made without a network, whatever its template allows: what it becomes gets one when it is restored.
+        net: Contract::default(),
     }
 }
 

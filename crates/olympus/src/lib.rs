@@ -11,6 +11,7 @@ mod control;
 mod disk;
 mod golden;
 pub mod http;
+mod net;
 mod prune;
 mod reconcile;
 mod refusal;
@@ -25,7 +26,7 @@ use std::time::Duration;
 
 use hades::store::Store;
 use tartarus_api::node::Node;
-use tartarus_types::{ErrorCode, Limits, MIB, Refusal, SandboxId, Timestamp};
+use tartarus_types::{ErrorCode, Limits, MIB, NetMode, Refusal, SandboxId, Timestamp};
 use tokio::sync::RwLock;
 use tokio::task::JoinHandle;
 
@@ -48,6 +49,10 @@ pub struct Settings {
     pub retain_count: u32,
     /// New work is refused while the data folder's disk has less free, bytes; 0 refuses nothing.
     pub min_free: u64,
+    /// The widest network that anybody may ask for.
+    pub net: NetMode,
+    /// Anybody may have ports of the node beyond loopback lead to a sandbox.
+    pub public_ports: bool,
 }
 
 impl Default for Settings {
@@ -57,6 +62,8 @@ impl Default for Settings {
             retain: Duration::from_secs(7 * 24 * 3600),
             retain_count: 10_000,
             min_free: 512 * MIB,
+            net: NetMode::Allow,
+            public_ports: false,
         }
     }
 }

@@ -3,7 +3,8 @@
 use hades::store::{ImageRecord, KernelRecord, Record, TemplateRecord};
 use tartarus_api::node::{ExecSpec, Live, Progress};
 use tartarus_api::v1::{Exec, Image, Kernel, Phase, Sandbox, SandboxDetail, Template};
-use tartarus_types::{Outcome, SandboxId, Timestamp};
+use tartarus_types::net::NetStatus;
+use tartarus_types::{Contract, Outcome, SandboxId, Timestamp};
 
 use crate::snapshots::{Known, snapshots};
 
@@ -33,6 +34,7 @@ pub(crate) fn sandbox(record: Record, queue_position: Option<u64>) -> Sandbox {
         exit_status,
         queue_position,
         has_code: spec.code.is_some(),
+        net: Some(spec.net).filter(Contract::is_some),
     }
 }
 
@@ -43,21 +45,28 @@ pub(crate) fn detail(
     failures: Vec<String>,
     live: Option<Live>,
     waiting: Option<String>,
+    net: Option<NetStatus>,
 ) -> SandboxDetail {
     let reported = record.progress.as_deref().and_then(|json| serde_json::from_str(json).ok());
     let (hypervisor_pid, progress) = match live {
         Some(live) => (live.hypervisor_pid, live.progress),
         None => (None, reported.unwrap_or_default()),
     };
+    let phases = phases(record.created_at, record.ended_at, &progress);
+    let mut sandbox = sandbox(record, queue_position);
+    if let Some(net) = &net {
+        sandbox.net = Some(net.contract.clone()).filter(Contract::is_some);
+    }
     SandboxDetail {
-        phases: phases(record.created_at, record.ended_at, &progress),
-        sandbox: sandbox(record, queue_position),
+        phases,
+        sandbox,
         hypervisor_pid,
         driver: progress.driver,
         guest_kernel: progress.guest_kernel,
         failures,
         start: progress.start,
         waiting,
+        net_status: net,
     }
 }
 

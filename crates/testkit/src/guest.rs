@@ -7,12 +7,15 @@ use tartarus_guest::frame::{self, Assembler, Decoder, Found, MAGIC};
 use tartarus_guest::{End, Header, HelloAck, Kind, RunnerState, Start, message};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
+use crate::ports::Ports;
+
 #[derive(Clone, Copy)]
 pub(crate) struct Mood {
     pub(crate) silent: bool,
     pub(crate) fault: bool,
     pub(crate) nonsense: bool,
     pub(crate) lies: bool,
+    pub(crate) old: bool,
     pub(crate) no_runner: bool,
     pub(crate) no_freeze: bool,
     pub(crate) dies_freezing: bool,
@@ -23,6 +26,7 @@ pub(crate) async fn run(mut line: DuplexStream, mood: Mood) -> bool {
     let mut decoder = Decoder::guest();
     let (mut hello, mut start) = (Assembler::default(), Assembler::default());
     let mut started: BTreeMap<u32, Start> = BTreeMap::new();
+    let mut ports = Ports::default();
     let mut tag = 0;
     let mut bytes = vec![0; 64 * 1024];
     loop {
@@ -31,6 +35,7 @@ pub(crate) async fn run(mut line: DuplexStream, mood: Mood) -> bool {
             let frame = match found {
                 Found::Session(nonce) => {
                     tag = frame::tag(&nonce);
+                    ports = Ports::default();
                     out.extend([MAGIC.as_slice(), &nonce].concat());
                     continue;
                 }
@@ -46,8 +51,8 @@ pub(crate) async fn run(mut line: DuplexStream, mood: Mood) -> bool {
                 Kind::Hello => {
                     if let Ok(Some(_)) = hello.push(frame) {
                         let kernel = "0.0-fake".to_owned();
-                        let ack =
-                            HelloAck { version: tartarus_guest::VERSION, kernel, uptime_ns: 1, processes: Vec::new() };
+                        let version = if mood.old { tartarus_guest::CARRIES - 1 } else { tartarus_guest::VERSION };
+                        let ack = HelloAck { version, kernel, uptime_ns: 1, processes: Vec::new() };
                         frame::encode_message(tag, Kind::HelloAck, 0, &message::encode(&ack), &mut out);
                     }
                 }
@@ -81,6 +86,10 @@ pub(crate) async fn run(mut line: DuplexStream, mood: Mood) -> bool {
                 Kind::Signal => {
                     let signal = i32::try_from(frame.header.offset).unwrap_or(9);
                     ended(tag, process, &End::Signalled { signal, oom_kills: 0 }, &mut out);
+                }
+                Kind::Dial | Kind::Carry | Kind::CarryEof | Kind::Carried | Kind::Cut => {
+                    assert!(!mood.old, "an agent of this age takes that for noise");
+                    ports.heard(tag, frame, &mut out);
                 }
                 _ => {}
             }

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod guest;
+pub mod ports;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -56,6 +57,8 @@ pub enum Step {
     Pause,
     /// The machine does not go on.
     Resume,
+    /// The guest agent is older than carried connections.
+    OldAgent,
     /// The hypervisor is not gone when it is killed, but when this does not fail any more.
     SlowDeath,
 }
@@ -135,7 +138,7 @@ impl Workshop for FakeWorkshop {
         let none = Path::new("/dev/null").to_owned();
         let (kernel, initramfs, base) = (none.clone(), none.clone(), none);
         let layer = Layer::raw(layer);
-        let machine = Machine { dir: dir.to_owned(), cpus, memory_mib, kernel, initramfs, base, layer };
+        let machine = Machine { dir: dir.to_owned(), cpus, memory_mib, kernel, initramfs, base, layer, network: None };
         let known = spec.golden.as_ref().filter(|g| self.kept().contains(*g) && !self.distrusted().contains(*g));
         let start = match (spec.snapshot, known) {
             (SnapshotUse::Prefer | SnapshotUse::Require, Some(golden)) => {
@@ -245,6 +248,10 @@ impl FakeVm {
 
 #[async_trait]
 impl Vm for FakeVm {
+    fn network(&self) -> Option<std::os::fd::OwnedFd> {
+        None
+    }
+
     fn pid(&self) -> u32 {
         std::process::id()
     }
@@ -259,6 +266,7 @@ impl Vm for FakeVm {
             fault: self.workshop.fails(Step::Fault),
             nonsense: self.workshop.fails(Step::Nonsense),
             lies: self.workshop.fails(Step::Lies),
+            old: self.workshop.fails(Step::OldAgent),
             no_runner: self.workshop.fails(Step::Runner),
             no_freeze: self.workshop.fails(Step::Freeze),
             dies_freezing: self.workshop.fails(Step::DieFreezing),

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use reqwest::{Method, Url};
 use serde_json::json;
+use tartarus_types::net::NetStatus;
 use tartarus_types::{ErrorCode, ExecId, Refusal, State, id};
 
 use super::repeat::Repeat;
 use super::{ANSWER, Client, ClientError};
-use crate::v1::{CreateExec, CreateSandbox, Exec, Sandbox, SandboxDetail};
+use crate::v1::{CreateExec, CreateSandbox, Exec, NetRequest, Sandbox, SandboxDetail};
 
 /// How long one request waits for an end, ms; the next one follows at once.
 const WAIT_MS: u64 = 30_000;
@@ -202,6 +203,23 @@ impl Client {
     async fn still(&self, sandbox: &str, leaf: &str) -> Result<Sandbox, ClientError> {
         let url = self.path(&["sandboxes", sandbox, leaf])?;
         self.json(Repeat::Always, || self.request(Method::POST, &url).timeout(ANSWER)).await
+    }
+
+    /// The network of a sandbox; of one that does not run, the contract that it was accepted with.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn net(&self, sandbox: &str) -> Result<NetStatus, ClientError> {
+        self.get(&self.path(&["sandboxes", sandbox, "net"])?).await
+    }
+
+    /// Replaces the whole contract of a running sandbox.
+    ///
+    /// # Errors
+    /// [`ClientError`]; `invalid_field` names what is wrong with it, `wrong_state` unless the sandbox runs.
+    pub async fn set_net(&self, sandbox: &str, wanted: &NetRequest) -> Result<NetStatus, ClientError> {
+        let url = self.path(&["sandboxes", sandbox, "net"])?;
+        self.json(Repeat::Always, || self.request(Method::PUT, &url).json(wanted).timeout(ANSWER)).await
     }
 
     /// Sends a signal to a process and its group.

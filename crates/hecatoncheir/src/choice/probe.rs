@@ -47,7 +47,8 @@ async fn probe_in(dir: &Path, driver: &dyn Driver, kernel: PathBuf, initramfs: P
         std::fs::write(disk, [0; 65_536]).map_err(|e| e.to_string())?;
     }
     let layer = Layer::raw(layer);
-    let machine = Machine { dir: dir.to_owned(), cpus: 1, memory_mib: 256, kernel, initramfs, base, layer };
+    let machine =
+        Machine { dir: dir.to_owned(), cpus: 1, memory_mib: 256, kernel, initramfs, base, layer, network: None };
     let begin = Instant::now();
     let deadlines = Deadlines { wall_ms: Some(PROBE.as_millis() as u64 + 2_000), ..Deadlines::default() };
     let vm = driver.boot(&machine, deadlines).await.map_err(|e| e.to_string())?;
@@ -55,7 +56,7 @@ async fn probe_in(dir: &Path, driver: &dyn Driver, kernel: PathBuf, initramfs: P
         let channel = vm.channel().await.map_err(|e| e.to_string())?;
         let (tell, _events) = tokio::sync::mpsc::channel(1);
         let hostname = "probe".to_owned();
-        let identity = Identity { hostname, machine_id: "0".repeat(32), restored: false };
+        let identity = Identity { hostname, machine_id: "0".repeat(32), net: None, restored: false };
         match link::open(channel, identity, tell).await {
             Ok(_) | Err(LinkError::Fault(_)) => Ok(()),
             Err(e) => Err(e.to_string()),

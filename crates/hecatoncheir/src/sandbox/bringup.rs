@@ -2,10 +2,13 @@
 //! sandbox's folder is the task's, which removes it when the end is on record.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
+use styx::Space;
 use tartarus_api::node::{Assignment, StartedFrom};
 use tartarus_guest::HelloAck;
+use tartarus_runtime::Network as Peer;
 use tartarus_runtime::{Adopted, Channel, Deadlines, RuntimeError, Vm, VmExit};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -15,6 +18,7 @@ use super::ending;
 use super::warm::warm_up;
 use crate::ledger::{Home, RestoredFrom};
 use crate::link::{self, GuestEvent, GuestLink, Identity, LinkError};
+use crate::net::{Kept, Network, Networks};
 use crate::workshop::{CannotStart, Hold, Ready, Start};
 
 /// Events of a guest that wait for the task; more hold the guest back.
@@ -27,9 +31,15 @@ const SUPERVISOR_SLACK_MS: u64 = 10_000;
 /// and nothing but another end of a connection tells it otherwise (7.2, `flush_buf` and `virtio_serial_close`).
 const REDIAL: Duration = Duration::from_secs(3);
 
+/// The version of the guest protocol from which on a guest sets its card up.
+const NET_SINCE: u32 = 3;
+
 /// Files are there; nothing runs.
 pub(super) struct Prepared {
     ready: Ready,
+    /// Its network, in which nothing passes yet, and the contract that it shall have.
+    space: Option<(Space, Kept)>,
+    networks: Arc<Networks>,
     /// The ledger's part of it is on its way to the disk.
     pub(super) created: Option<JoinHandle<io::Result<()>>>,
 }
@@ -44,6 +54,7 @@ pub(super) struct Launched {
     /// The snapshot's files, which the hypervisor may not have opened yet.
     pub(super) files: Hold,
     pub(super) origin: Origin,
+    pub(super) network: Option<Network>,
 }
 
 /// Where a guest comes from: what may still have to be done to it.
@@ -72,6 +83,7 @@ pub(super) struct Greeted {
     pub(super) link: GuestLink,
     pub(super) events: mpsc::Receiver<GuestEvent>,
     pub(super) ack: HelloAck,
+    pub(super) network: Option<Network>,
 }
 
 impl Prepared {
@@ -86,14 +98,17 @@ impl Prepared {
             kept.sync_created()
         });
         // Side by side: the machine is not started before a restarted agent would know of it.
-        let (written, ready) = tokio::join!(written, ctx.workshop.machine(&assignment.spec, home.dir()));
+        let contract = &assignment.spec.net;
+        let (written, ready, space) =
+            tokio::join!(written, ctx.workshop.machine(&assignment.spec, home.dir()), ctx.networks.take(contract));
         written.map_err(CannotStart::retry)?.map_err(ledger)?;
         let ready = ready?;
+        let space = space?.map(|space| (space, Kept::first(contract)));
         if let Start::Snapshot { golden, memory, .. } = &ready.start {
             let from = RestoredFrom { golden: golden.clone(), memory: memory.clone() };
             home.mark_restored(&from).map_err(ledger)?;
         }
-        Ok(Self { ready, created: Some(created) })
+        Ok(Self { ready, space, networks: ctx.networks.clone(), created: Some(created) })
     }
 
     /// The driver's name, and how the machine comes up.
@@ -106,17 +121,41 @@ impl Prepared {
     }
 
     /// Starts the machine. It ends itself when its agent is not heard of by `start_ms`.
-    pub(super) async fn launch(self, start_ms: u64) -> Result<Launched, CannotStart> {
+    pub(super) async fn launch(mut self, start_ms: u64) -> Result<Launched, CannotStart> {
         let deadlines = Deadlines { wall_ms: Some(start_ms + SUPERVISOR_SLACK_MS), idle_ms: None, lease_ms: None };
-        let Ready { machine, driver, start } = self.ready;
-        match start {
+        let Ready { mut machine, driver, start } = self.ready;
+        let networks = self.networks;
+        if let Some((space, _)) = &mut self.space {
+            let tap = match driver.opens_tap() {
+                true => space.leave_tap().map(|()| None).map_err(CannotStart::retry)?,
+                false => space.tap.take(),
+            };
+            machine.network = Some(Peer { namespace: space.namespace.clone(), tap });
+        }
+        let space = self.space;
+        // Beside the hypervisor's start. Nothing passes before: a guest that boots meets a card that leads nowhere yet, and
+        // one that is restored goes on only when it is spoken to.
+        let network = async {
+            let Some((space, kept)) = space else { return Ok(None) };
+            networks.start(space, &kept).await.map(Some)
+        };
+        let (hold, files, origin, vm, network) = match start {
             Start::Cold { files, .. } => {
-                let vm = driver.boot(&machine, deadlines).await.map_err(CannotStart::retry)?;
-                Ok(Launched { vm, line: None, hold: Hold::default(), files, origin: Origin::Booted })
+                let (vm, network) = tokio::join!(driver.boot(&machine, deadlines), network);
+                (Hold::default(), files, Origin::Booted, vm, network)
             }
             Start::Snapshot { from, hold, files, .. } => {
-                let vm = driver.restore(&machine, from, deadlines).await.map_err(CannotStart::retry)?;
-                Ok(Launched { vm, line: None, hold, files, origin: Origin::Restored })
+                let (vm, network) = tokio::join!(driver.restore(&machine, from, deadlines), network);
+                (hold, files, Origin::Restored, vm, network)
+            }
+        };
+        let vm = vm.map_err(CannotStart::retry)?;
+        match network {
+            Ok(network) => Ok(Launched { vm, line: None, hold, files, origin, network }),
+            Err(why) => {
+                vm.kill().await;
+                vm.wait().await;
+                Err(CannotStart::retry(format!("its network contract could not be put in force: {why}")))
             }
         }
     }
@@ -124,10 +163,10 @@ impl Prepared {
 
 impl Launched {
     pub(super) fn greeted(self, link: GuestLink, events: mpsc::Receiver<GuestEvent>, ack: HelloAck) -> Greeted {
-        let Self { vm, hold, files, .. } = self;
+        let Self { vm, hold, files, network, .. } = self;
         // It runs, so its hypervisor has opened what it needs.
         drop(files);
-        Greeted { vm, hold, link, events, ack }
+        Greeted { vm, hold, link, events, ack, network }
     }
 
     pub(super) async fn unwind(self) {
@@ -148,6 +187,7 @@ pub(super) async fn greet(
     task: Identified<'_>,
 ) -> Result<Greeting, CannotStart> {
     let identity = Identity { restored: origin == Origin::Restored, ..task.identity };
+    let needs_net = identity.net.is_some();
     let mut patience = REDIAL;
     let (link, mut events, ack) = loop {
         let channel = match line.take() {
@@ -162,6 +202,10 @@ pub(super) async fn greet(
             false => Ok(opening.await),
         };
         match opened {
+            Ok(Ok((_, ack))) if needs_net && ack.version < NET_SINCE => {
+                let why = "the guest agent in its snapshot is older than sandboxes' networks";
+                return Err(CannotStart::retry(why));
+            }
             Ok(Ok((link, ack))) => break (link, events, ack),
             Ok(Err(LinkError::Io(_))) => {
                 // The machine is ending, and its exit says more than a cut connection.

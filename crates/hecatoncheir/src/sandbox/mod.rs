@@ -10,7 +10,9 @@ mod bringup;
 mod dying;
 mod ending;
 mod execs;
+mod forwards;
 mod make;
+mod net;
 mod pause;
 mod process;
 mod requests;
@@ -26,10 +28,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tartarus_api::node::{ControlPlane, ExecSpec, Live, Target};
-use tartarus_types::{ExecId, LeaseToken, Outcome, Refusal, SandboxId, Timestamp};
+use tartarus_types::net::NetStatus;
+use tartarus_types::{Contract, ExecId, LeaseToken, Outcome, Refusal, SandboxId, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::ledger::Ledger;
+use crate::net::Networks;
 use crate::output::{LiveLog, LogLimits};
 use crate::workshop::Workshop;
 
@@ -42,6 +46,7 @@ pub(crate) use task::{adopt, fresh};
 pub(crate) struct Context {
     pub(crate) control: Arc<dyn ControlPlane>,
     pub(crate) workshop: Arc<dyn Workshop>,
+    pub(crate) networks: Arc<Networks>,
     pub(crate) ledger: Ledger,
     /// Logs by sandbox; they outlive the sandboxes.
     pub(crate) logs: PathBuf,
@@ -100,6 +105,15 @@ pub(crate) enum Request {
     /// Let it go on.
     Resume {
         reply: Reply<()>,
+    },
+    /// Its network: contract, counters, what was refused.
+    Net {
+        reply: Reply<NetStatus>,
+    },
+    /// Another contract for it.
+    SetNet {
+        contract: Box<Contract>,
+        reply: Reply<NetStatus>,
     },
     /// The log of a process, while it is written.
     Log {

@@ -13,6 +13,7 @@ pub(super) fn refuse(request: Request, why: &str) {
         | Request::Signal { reply, .. }
         | Request::Pause { reply }
         | Request::Resume { reply } => drop(reply.send(Err(refusal))),
+        Request::Net { reply } | Request::SetNet { reply, .. } => drop(reply.send(Err(refusal))),
         Request::ExecStatus { reply, .. } => drop(reply.send(Err(refusal))),
         Request::Stdin { reply, .. } => drop(reply.send(Err(refusal))),
         Request::Log { reply, .. } => drop(reply.send(None)),

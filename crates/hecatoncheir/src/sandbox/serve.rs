@@ -16,7 +16,7 @@ use super::process::{Note, Process};
 use super::steady::{MAIN, Steady};
 use super::task::Task;
 use super::warm::warm_start;
-use crate::link::OUTBOX;
+use crate::outbox::OUTBOX;
 use crate::output::LiveLog;
 
 /// Notes of recorders that wait for the loop.
@@ -73,6 +73,12 @@ impl Steady {
             }
             Request::Resume { reply } => {
                 let _ = reply.send(self.resume(task).await);
+            }
+            Request::Net { reply } => {
+                let _ = reply.send(self.net_status(task).await);
+            }
+            Request::SetNet { contract, reply } => {
+                let _ = reply.send(self.set_net(task, *contract).await);
             }
             // The loop takes these itself.
             Request::Abandon | Request::Leave => {}

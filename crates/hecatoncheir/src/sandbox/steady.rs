@@ -13,12 +13,14 @@ use tokio::time::Instant;
 use super::bringup::Greeted;
 use super::ending::{self, Asked};
 use super::execs;
+use super::forwards::Forwards;
 use super::pause::Standstill;
 use super::process::{Note, Process, outcome_of};
 use super::serve::{Opened, highest_number};
 use super::task::{End, Task};
 use super::{KillReason, Request};
 use crate::link::{GuestEvent, GuestLink};
+use crate::net::Network;
 use crate::workshop::Hold;
 
 /// The main command's number in the guest.
@@ -40,6 +42,8 @@ pub(super) struct Steady {
     /// What the machine shares with others.
     hold: Hold,
     pub(super) link: GuestLink,
+    /// Ports of the node that lead to it.
+    pub(super) forwards: Forwards,
     pub(super) events: mpsc::Receiver<GuestEvent>,
     notes: mpsc::Receiver<Note>,
     pub(super) notes_tx: mpsc::Sender<Note>,
@@ -68,17 +72,20 @@ pub(super) struct Steady {
     failed: Option<Outcome>,
     /// The guest's session is over.
     pub(super) gone: Option<String>,
+    pub(super) network: Option<Network>,
 }
 
 impl Steady {
     /// Takes over a greeted guest: attaches to what runs there, starts what does not yet.
     pub(super) async fn new(task: &Task, greeted: Greeted, opened: Opened) -> Self {
         let Opened { processes, notes, notes_tx, failed } = opened;
-        let Greeted { vm, hold, link, events, ack } = greeted;
+        let Greeted { vm, hold, link, events, ack, network } = greeted;
         let now = Instant::now();
+        let (forwards, unopened) = task.forwards(link.carriers().clone()).await;
         let mut steady = Self {
             vm,
             hold,
+            forwards,
             link,
             events,
             notes,
@@ -99,7 +106,11 @@ impl Steady {
             touched_at: now,
             failed: None,
             gone: None,
+            network,
         };
+        if let Some(why) = unopened {
+            steady.fail(Reason::NodeFailed, &why);
+        }
         if let Some(e) = failed {
             steady.fail(Reason::NodeFailed, &format!("its log could not be opened: {e}"));
         }
@@ -161,6 +172,10 @@ impl Steady {
                     // What the guest said before its end may still be on the way.
                     self.end_at = Some(Instant::now() + DRAIN);
                 }
+                why = lost(self.network.as_ref()), if self.failed.is_none() => {
+                    // What its contract says cannot be told from what passes any more.
+                    self.fail(Reason::NodeFailed, &format!("its network was lost: {why}"));
+                }
                 () = at(deadline) => self.on_deadline(exit.is_some()).await,
             }
         }
@@ -210,6 +225,10 @@ impl Steady {
     }
 
     async fn on_deadline(&mut self, exited: bool) {
+        // Looked at when it matters: connections do not go through this loop.
+        if self.link.carriers().used_at().is_some_and(|at| at > self.used_at) {
+            self.used();
+        }
         let now = Instant::now();
         let passed = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if passed(self.clock_at) {
@@ -401,6 +420,7 @@ impl Steady {
         if let Err(e) = task.home.put_outcome(&outcome) {
             tracing::error!(sandbox = %task.assignment.sandbox, error = %e, "the end could not be written to the ledger");
         }
+        self.forwards.close().await;
         self.vm.kill().await;
         for process in self.processes.values_mut() {
             process.stdin.close();
@@ -431,6 +451,14 @@ impl Steady {
 /// When the command started, as far as that was heard of.
 fn started_at(task: &Task) -> Option<Timestamp> {
     task.live.borrow().progress.moments.iter().find(|m| m.phase == "command_started").map(|m| m.at)
+}
+
+/// Waits until a network cannot be kept.
+async fn lost(network: Option<&Network>) -> String {
+    match network {
+        Some(network) => network.lost().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn at(deadline: Option<Instant>) {

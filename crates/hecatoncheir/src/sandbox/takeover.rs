@@ -51,11 +51,23 @@ impl Task {
                 }
                 // What is stored can be read although it stands still, or does not answer yet.
                 let opened = self.home.begun().then(|| Opened::new(self));
+                let network = match self.network_again(&*vm).await {
+                    Ok(network) => network,
+                    Err(why) => {
+                        vm.kill().await;
+                        vm.wait().await;
+                        let why = format!("its network could not be taken over: {why}");
+                        return match opened {
+                            Some(_) => End::Outcome(Outcome::because(Reason::NodeFailed, why)),
+                            None => End::GiveBack(CannotStart::retry(why)),
+                        };
+                    }
+                };
                 let line = match self.stand_still(&*vm, opened.as_ref()).await {
                     Ok(line) => line,
                     Err(end) => return end,
                 };
-                let launched = Launched { vm, line, hold, files: Hold::default(), origin };
+                let launched = Launched { vm, line, hold, files: Hold::default(), origin, network };
                 if let Some(opened) = opened {
                     return self.greet_again(launched, opened).await;
                 }

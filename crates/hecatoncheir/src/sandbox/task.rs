@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use blobs::Digest;
 use tartarus_api::node::{Assignment, Live, Moment, Progress, Report, StartedFrom, Verdict};
-use tartarus_types::{Outcome, Reason, Timestamp};
+use tartarus_types::{NetMode, Outcome, Reason, Timestamp};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -16,6 +16,7 @@ use super::steady::Steady;
 use super::{Context, Handle, KillReason, Request, ending};
 use crate::ledger::Home;
 use crate::link::Identity;
+use crate::net::guest_side;
 use crate::workshop::CannotStart;
 
 /// Requests waiting for a sandbox's task; callers wait beyond it.
@@ -332,7 +333,8 @@ pub(super) fn identified(assignment: &Assignment, begun: bool) -> Identified<'_>
     let hostname = assignment.sandbox.as_str().replace('_', "-");
     let mut machine_id = Digest::of(format!("tartarus machine-id {}", assignment.sandbox).as_bytes()).hex();
     machine_id.truncate(32);
-    Identified { identity: Identity { hostname, machine_id, restored: false }, assignment, begun }
+    let net = (assignment.spec.net.mode != NetMode::None).then(guest_side);
+    Identified { identity: Identity { hostname, machine_id, restored: false, net }, assignment, begun }
 }
 
 /// What a request means before there is a command; `None` when it does not end the bring-up and is kept for later.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use hecatoncheir::{Agent, LogLimits, Parts, Stop};
+use hecatoncheir::{Agent, LogLimits, NetOptions, Networks, Parts, Stop};
 use tartarus_api::node::{Assignment, ControlPlane, Directive, NodeInfo, Report, Verdict};
 use tartarus_types::{LeaseToken, NodeId, Overcommit, Reason, Refusal, SandboxId, SandboxSpec, Timestamp};
 use testkit::{FakeWorkshop, Step};
@@ -150,6 +150,7 @@ pub(crate) fn node_with(workshop: FakeWorkshop, work: Assignment, deny: bool) ->
         },
         control: control.clone(),
         workshop: Arc::new(workshop.clone()),
+        networks: Arc::new(Networks::new(NetOptions::default(), now)),
         sandboxes: dir.path().join("sandboxes"),
         logs: dir.path().join("logs"),
         limits: LogLimits::default(),

@@ -11,6 +11,7 @@ mod health;
 mod images;
 mod kernels;
 mod logs;
+mod net;
 pub(crate) mod openapi;
 mod output;
 mod params;
@@ -63,6 +64,7 @@ fn described() -> OpenApiRouter<App> {
         .routes(routes!(sandbox_io::stdin))
         .routes(routes!(output::sandbox_output))
         .routes(routes!(logs::logs))
+        .routes(routes!(net::show, net::replace))
         .routes(routes!(execs::create))
         .routes(routes!(execs::inspect))
         .routes(routes!(exec_io::signal))

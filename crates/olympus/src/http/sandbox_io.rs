@@ -112,7 +112,7 @@ pub(super) async fn resume(
     now(&app, &record).await
 }
 
-fn check_stands_or_runs(record: &Record) -> Result<(), Refusal> {
+pub(super) fn check_stands_or_runs(record: &Record) -> Result<(), Refusal> {
     match record.state {
         Life::Running | Life::Paused => Ok(()),
         state => Err(Refusal::new(

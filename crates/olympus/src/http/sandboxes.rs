@@ -20,6 +20,7 @@ use super::extract::{IdempotencyKey, Json, Path};
 use super::failure::Failure;
 use super::params::Params;
 use crate::accept::{check_fits, sandbox_spec};
+use crate::net::ceiling;
 use crate::watch::Watched;
 use crate::{view, waiting};
 
@@ -61,7 +62,7 @@ pub(super) async fn create(
     let kernel = app.store.kernels().await?.into_iter().next().ok_or_else(|| {
         Refusal::new(ErrorCode::NotReady, "there is no guest kernel: add one with `tartarus kernel add`")
     })?;
-    let spec = sandbox_spec(request, template, &kernel, &app.settings.limits)?;
+    let spec = sandbox_spec(request, template, &kernel, &app.settings.limits, ceiling(&app.settings))?;
     check_fits(&app.store.nodes().await?, &spec)?;
     if spec.snapshot == SnapshotUse::Require {
         check_snapshot(&app, &spec).await?;
@@ -143,6 +144,11 @@ pub(super) async fn inspect(
         Ok(node) if !record.state.is_terminal() => node.live(&record.id).await,
         Ok(_) | Err(_) => None,
     };
+    let net = match (app.node(), record.state) {
+        // Where it cannot be told the rest is told all the same: `GET …/net` says why.
+        (Ok(node), Life::Running | Life::Paused) => node.net(&record.id).await.ok(),
+        _ => None,
+    };
     let waiting = match record.state {
         Life::Queued => {
             let failed = failures.last().map(String::as_str);
@@ -150,7 +156,7 @@ pub(super) async fn inspect(
         }
         _ => None,
     };
-    Ok(axum::Json(view::detail(record, position, failures, live, waiting)))
+    Ok(axum::Json(view::detail(record, position, failures, live, waiting, net)))
 }
 
 async fn position(app: &App, record: &Record) -> Result<Option<u64>, Failure> {

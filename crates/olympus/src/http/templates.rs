@@ -14,6 +14,7 @@ use super::extract::{Json, Path};
 use super::failure::Failure;
 use super::params::Params;
 use crate::accept::template_spec;
+use crate::net::ceiling;
 use crate::snapshots::Eagerness;
 use crate::view;
 
@@ -29,7 +30,7 @@ pub(super) async fn create(State(app): State<App>, Json(request): Json<CreateTem
     let image = app.store.images().await?.into_iter().find(|image| image.name == request.image);
     let image = image
         .ok_or_else(|| Refusal { field: Some("image".to_owned()), ..Refusal::not_found("image", &request.image) })?;
-    let spec = template_spec(request, image.digest, &app.settings.limits)?;
+    let spec = template_spec(request, image.digest, &app.settings.limits, ceiling(&app.settings))?;
     // The same again takes no room.
     if app.store.template(&name).await?.is_none() {
         app.disk.check()?;

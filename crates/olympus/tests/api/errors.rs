@@ -118,6 +118,7 @@ async fn what_does_not_exist_is_a_problem_on_every_route() {
             .request(method.clone(), &if path.ends_with("stdin") { format!("{path}?offset=0") } else { path.clone() });
         let request = match path.rsplit('/').next() {
             Some("signal") => request.json(&json!({"signal": "TERM"})),
+            Some("net") => request.json(&json!({})),
             Some("execs") => request.json(&json!({"command": ["a"]})),
             _ => request,
         };

@@ -13,7 +13,8 @@ use tartarus_api::node::{
     Assignment, ByteStream, ControlPlane, ExecSpec, ImageMade, KernelMade, Live, Node, NodeUsage, OutputEvent,
     OutputRequest, OutputStream, Report, SnapshotInfo, Target,
 };
-use tartarus_types::{ErrorCode, ExecId, Outcome, Refusal, SandboxId};
+use tartarus_types::net::NetStatus;
+use tartarus_types::{Contract, ErrorCode, ExecId, Outcome, Refusal, SandboxId};
 
 #[derive(Default)]
 pub(crate) struct FakeNode {
@@ -36,6 +37,8 @@ pub(crate) struct FakeNode {
     pub(crate) usage: Mutex<NodeUsage>,
     /// It has hands on this one for ever.
     pub(crate) holds: Mutex<Option<SandboxId>>,
+    /// The network of those that it runs; a sandbox that is not here is not known.
+    pub(crate) nets: Mutex<BTreeMap<SandboxId, NetStatus>>,
 }
 
 #[async_trait]
@@ -97,6 +100,20 @@ impl Node for FakeNode {
 
     async fn resume(&self, _: &SandboxId) -> Result<(), Refusal> {
         self.tell(Report::Resumed).await
+    }
+
+    async fn net(&self, sandbox: &SandboxId) -> Result<NetStatus, Refusal> {
+        let nets = self.nets.lock().unwrap();
+        nets.get(sandbox).cloned().ok_or_else(|| Refusal::not_found("running sandbox", sandbox.as_str()))
+    }
+
+    async fn set_net(&self, sandbox: &SandboxId, mut contract: Contract) -> Result<NetStatus, Refusal> {
+        for (forward, port) in contract.forwards.iter_mut().zip(40_000..).filter(|(f, _)| f.listen.port() == 0) {
+            forward.listen.set_port(port);
+        }
+        let status = NetStatus { contract, ..NetStatus::default() };
+        self.nets.lock().unwrap().insert(sandbox.clone(), status.clone());
+        Ok(status)
     }
 
     async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, Refusal> {

@@ -9,6 +9,7 @@ mod create;
 mod errors;
 mod fake;
 mod life;
+mod net;
 mod openapi;
 mod pause;
 mod snapshots;

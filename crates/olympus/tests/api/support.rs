@@ -81,6 +81,7 @@ impl Bench {
             warm: Warm::default(),
             shapes: Vec::new(),
             cold: true,
+            net: tartarus_types::Contract::default(),
         };
         let template = hades::store::TemplateRecord { name: "python".into(), spec, created_at };
         bench.store.put_template(template).await.unwrap();

@@ -1,0 +1,142 @@
+//! Networks of sandboxes on this node: each has its namespace, contract, resolver and watch for as long as it lives.
+
+mod running;
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use styx::names::Upstream;
+use styx::{Space, Styx, StyxError};
+use tartarus_api::doctor::{Check, Status};
+use tartarus_types::{Contract, NetMode, Timestamp};
+
+pub(crate) use running::Network;
+pub use styx::Guard;
+
+use crate::workshop::CannotStart;
+
+/// How a node's networks are made.
+#[derive(Debug, Clone)]
+pub struct NetOptions {
+    /// Addresses between sandboxes and this node.
+    pub range: ipnet::Ipv4Net,
+    /// Namespaces that wait for sandboxes, once there was a first.
+    pub pool: usize,
+    /// Name servers; the host's when empty.
+    pub dns: Vec<SocketAddr>,
+    /// The one protective rule that is left out; only the attack suite leaves one out.
+    pub without: Option<Guard>,
+}
+
+impl Default for NetOptions {
+    fn default() -> Self {
+        let styx::Options { range, pool, .. } = styx::Options::default();
+        Self { range, pool, dns: Vec::new(), without: None }
+    }
+}
+
+/// The networks of a node. Nothing of the host is touched before the first sandbox that has one.
+pub struct Networks {
+    styx: Styx,
+    dns: Vec<SocketAddr>,
+    upstream: tokio::sync::OnceCell<Arc<Upstream>>,
+    clock: fn() -> Timestamp,
+}
+
+impl Networks {
+    /// Opens nothing yet.
+    pub fn new(options: NetOptions, clock: fn() -> Timestamp) -> Self {
+        let NetOptions { range, pool, dns, without } = options;
+        let styx = Styx::new(styx::Options { range, pool, without });
+        Self { styx, dns, upstream: tokio::sync::OnceCell::new(), clock }
+    }
+
+    /// A namespace in which nothing passes yet; `None` for a contract without a network.
+    pub(crate) async fn take(&self, contract: &Contract) -> Result<Option<Space>, CannotStart> {
+        if contract.mode == NetMode::None {
+            return Ok(None);
+        }
+        // A name server that is missing now is missing when the first name is asked for.
+        self.upstream().await.map_err(CannotStart::never)?;
+        self.styx.take().await.map(Some).map_err(|e| {
+            let why = format!("it has no network: {e}");
+            match e {
+                // Until somebody does something about it.
+                StyxError::NotRoot | StyxError::NoNft | StyxError::NotReady(_) => CannotStart::never(why),
+                _ => CannotStart::retry(why),
+            }
+        })
+    }
+
+    /// Puts a contract in force in a namespace, and keeps it so.
+    pub(crate) async fn start(&self, space: Space, kept: &Kept) -> Result<Network, String> {
+        let upstream = self.upstream().await?;
+        Network::start(space, kept, upstream, self.clock).await
+    }
+
+    /// The same for a namespace that an earlier agent made.
+    pub(crate) async fn adopt(&self, namespace: OwnedFd, kept: &Kept) -> Result<Network, String> {
+        let space = self.styx.adopt(namespace).await.map_err(|e| e.to_string())?;
+        self.start(space, kept).await
+    }
+
+    async fn upstream(&self) -> Result<Arc<Upstream>, String> {
+        let make = || async { if self.dns.is_empty() { Upstream::of_host() } else { Upstream::of(&self.dns) } };
+        let made = self.upstream.get_or_try_init(|| async { make().await.map(Arc::new) }).await;
+        made.cloned().map_err(|e| e.to_string())
+    }
+
+    /// Lets go of namespaces that wait, and of what the host has for sandboxes when there is none left.
+    pub async fn close(&self) {
+        if let Err(e) = self.styx.close().await {
+            tracing::warn!(error = %e, "something of the sandboxes' network is left on this host");
+        }
+    }
+
+    /// What stands in the way of a network.
+    pub(crate) async fn checks(&self) -> Vec<Check> {
+        let name = || "network".to_owned();
+        let mut checks: Vec<Check> = self
+            .styx
+            .findings()
+            .await
+            .into_iter()
+            .map(|f| Check { name: name(), status: Status::Warn, found: f.problem, advice: f.command })
+            .collect();
+        if let Err(why) = self.upstream().await {
+            let advice = "name them with `tartarus up --dns ADDRESS`, or in /etc/resolv.conf".to_owned();
+            checks.push(Check { name: name(), status: Status::Warn, found: why, advice: Some(advice) });
+        }
+        if checks.is_empty() {
+            let found = "sandboxes can be given one".to_owned();
+            checks.push(Check { name: name(), status: Status::Ok, found, advice: None });
+        }
+        checks
+    }
+}
+
+/// A sandbox's contract as its node keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Kept {
+    pub(crate) contract: Contract,
+    /// Grows with every change: what was allowed under an older one is judged anew.
+    pub(crate) generation: u32,
+}
+
+impl Kept {
+    /// As the sandbox was accepted.
+    pub(crate) fn first(contract: &Contract) -> Self {
+        Self { contract: contract.clone(), generation: 1 }
+    }
+}
+
+/// What the guest is told of its card: the same everywhere.
+pub(crate) fn guest_side() -> tartarus_guest::Net {
+    tartarus_guest::Net {
+        address: styx::GUEST,
+        prefix: styx::PREFIX,
+        gateway: styx::GATEWAY,
+        nameserver: styx::GATEWAY,
+    }
+}

@@ -1,0 +1,123 @@
+//! The network of one sandbox that runs.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use styx::Space;
+use styx::names::{self, Pins, Refused, Upstream};
+use tartarus_types::net::NetStatus;
+use tartarus_types::{Contract, Timestamp};
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::Kept;
+
+/// A namespace whose contract is in force. Dropping it ends the resolver; the namespace goes with its machine.
+pub(crate) struct Network {
+    space: Arc<Space>,
+    contract: Arc<watch::Sender<Arc<Contract>>>,
+    refused: Arc<Refused>,
+    mended: Arc<AtomicU64>,
+    lost: watch::Receiver<Option<String>>,
+    _tasks: [AbortOnDropHandle<()>; 2],
+}
+
+struct Pinned(Arc<Space>);
+
+#[async_trait]
+impl Pins for Pinned {
+    async fn pin(&self, addresses: &[(Ipv4Addr, Duration)], under: &Contract) -> Result<(), String> {
+        self.0.pin(addresses, under).await.map_err(|e| e.to_string())
+    }
+}
+
+impl Network {
+    pub(super) async fn start(
+        space: Space,
+        kept: &Kept,
+        upstream: Arc<Upstream>,
+        clock: fn() -> Timestamp,
+    ) -> Result<Self, String> {
+        space.apply(&kept.contract, kept.generation).await.map_err(|e| e.to_string())?;
+        let (udp, tcp) = space.resolver_sockets().await.map_err(|e| e.to_string())?;
+        let space = Arc::new(space);
+        let (contract, rules) = watch::channel(Arc::new(kept.contract.clone()));
+        let contract = Arc::new(contract);
+        let (refused, mended) = (Arc::new(Refused::default()), Arc::new(AtomicU64::new(0)));
+        let pins = Arc::new(Pinned(space.clone()));
+        let (tell, lost) = watch::channel(None);
+        let serving = names::serve(udp, tcp, rules, upstream, pins, refused.clone(), clock);
+        let ended = tell.clone();
+        let resolver = tokio::spawn(async move {
+            let Err(e) = serving.await;
+            ended.send_replace(Some(format!("its resolver ended: {e}")));
+        });
+        let watch = tokio::spawn(keep(space.clone(), contract.clone(), mended.clone(), tell));
+        let tasks = [AbortOnDropHandle::new(resolver), AbortOnDropHandle::new(watch)];
+        Ok(Self { space, contract, refused, mended, lost, _tasks: tasks })
+    }
+
+    /// Puts another contract in force, whole or not at all.
+    ///
+    /// # Errors
+    /// When it could not be; then the former one is, or nothing passes and [`Network::lost`] says so.
+    pub(crate) async fn set(&self, kept: &Kept) -> Result<(), String> {
+        self.space.apply(&kept.contract, kept.generation).await.map_err(|e| e.to_string())?;
+        self.contract.send_replace(Arc::new(kept.contract.clone()));
+        Ok(())
+    }
+
+    pub(crate) async fn status(&self) -> Result<NetStatus, String> {
+        let contract = NetStatus { contract: (**self.contract.borrow()).clone(), ..NetStatus::default() };
+        let (counters, blocked) = self.space.counters().await.map_err(|e| e.to_string())?;
+        let mended = self.mended.load(Ordering::Relaxed);
+        Ok(NetStatus { counters, blocked, refused_names: self.refused.list(), mended, ..contract })
+    }
+
+    /// Waits until its contract cannot be kept any more: the machine must end.
+    pub(crate) async fn lost(&self) -> String {
+        let mut lost = self.lost.clone();
+        match lost.wait_for(Option::is_some).await.map(|why| why.clone()) {
+            Ok(Some(why)) => why,
+            _ => "nobody watches over its rules any more".to_owned(),
+        }
+    }
+}
+
+/// Its end, however it comes, is known.
+struct Watching(watch::Sender<Option<String>>);
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let why = || "nobody watches over its rules any more".to_owned();
+        self.0.send_if_modified(|lost| lost.is_none() && lost.replace(why()).is_none());
+    }
+}
+
+/// Puts back what others change, for as long as that can be done.
+async fn keep(
+    space: Arc<Space>,
+    contract: Arc<watch::Sender<Arc<Contract>>>,
+    mended: Arc<AtomicU64>,
+    tell: watch::Sender<Option<String>>,
+) {
+    let tell = Watching(tell);
+    loop {
+        if let Err(e) = space.changed().await {
+            tell.0.send_replace(Some(format!("its rules cannot be watched: {e}")));
+            return;
+        }
+        let Err(found) = space.check().await else { continue };
+        tracing::warn!(sandbox_network = space.index, error = %found, "rules or links were changed by somebody; put back");
+        if let Err(e) = space.mend().await {
+            tell.0.send_replace(Some(format!("its rules were changed and could not be put back: {e}")));
+            return;
+        }
+        mended.fetch_add(1, Ordering::Relaxed);
+        // The resolver shall not rely on what it had pinned.
+        contract.send_modify(|_| ());
+    }
+}
