@@ -1,10 +1,12 @@
 //! The command line, as clap reads it: names, flags and help. It is a contract that scripts rely on, so things are
 //! added here and never renamed. It refuses to know what a command does.
 
+mod net;
 mod parse;
 mod sandbox;
 mod space;
 mod template;
+mod torture;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,14 +14,17 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use ipnet::Ipv4Net;
 use tartarus_types::Overcommit;
 
+pub(crate) use net::{NetChoice, NetCommand, NetUpdateArgs, PortArgs};
 pub(crate) use parse::{env_map, millis};
 pub(crate) use sandbox::{
     CodeArgs, CreateArgs, ExecArgs, IdsArgs, InspectArgs, KillArgs, LogsArgs, PsArgs, RunArgs, StreamName, WaitArgs,
 };
 pub(crate) use space::{DfArgs, PruneArgs};
 pub(crate) use template::{TemplateArgs, TemplateCommand};
+pub(crate) use torture::{TortureCommand, TortureNetArgs};
 
 const AFTER: &str = "\
 Environment:
@@ -64,6 +69,11 @@ pub(crate) enum Command {
     Resume(IdsArgs),
     /// End sandboxes at once and forget them, their logs too
     Rm(IdsArgs),
+    /// What sandboxes may reach
+    #[command(subcommand)]
+    Net(NetCommand),
+    /// Let a port of the node lead to a port of a running sandbox
+    Port(PortArgs),
     /// Root file systems
     #[command(subcommand)]
     Image(ImageCommand),
@@ -79,6 +89,9 @@ pub(crate) enum Command {
     Prune(PruneArgs),
     /// Say what the server's machine can do, and what is missing
     Doctor(DoctorArgs),
+    /// Attack this installation, to see whether it holds
+    #[command(subcommand)]
+    Torture(TortureCommand),
     /// Print a shell's completion script
     Completion {
         /// The shell
@@ -100,6 +113,8 @@ impl Command {
     pub(crate) fn own_failure(&self) -> u8 {
         match self {
             Self::Run(_) | Self::Exec(_) | Self::Wait(_) => 125,
+            // 1 is a suite's finding.
+            Self::Torture(_) => 2,
             _ => 1,
         }
     }
@@ -122,6 +137,9 @@ pub(crate) struct UpArgs {
     /// The hypervisor to use; `auto` probes
     #[arg(long, value_enum, default_value_t = DriverChoice::Auto)]
     pub(crate) driver: DriverChoice,
+    /// Leave one protective rule of networks out: only for the attack suite, which lives in namespaces of its own
+    #[arg(long, value_name = "GUARD", hide = true)]
+    pub(crate) torture_without: Option<hecatoncheir::Guard>,
     /// Log in JSON
     #[arg(long)]
     pub(crate) log_json: bool,
@@ -150,6 +168,21 @@ pub(crate) struct UpArgs {
     /// counted again for each. When they do use it, the kernel ends some of them
     #[arg(long, value_name = "FACTOR", default_value_t)]
     pub(crate) overcommit: Overcommit,
+    /// The widest network that a sandbox may ask for
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = NetChoice::Allow)]
+    pub(crate) net: NetChoice,
+    /// Let sandboxes have ports of this machine beyond loopback lead to them
+    #[arg(long)]
+    pub(crate) public_ports: bool,
+    /// Addresses between this machine and its sandboxes, two for each; nothing else may use them here
+    #[arg(long, value_name = "CIDR", default_value = "198.18.0.0/16", value_parser = parse::net_range)]
+    pub(crate) net_range: Ipv4Net,
+    /// Networks that wait prepared for sandboxes
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(0..=1024))]
+    pub(crate) net_pool: u32,
+    /// Where names that sandboxes may reach are looked up; may be repeated [default: this machine's resolvers]
+    #[arg(long, value_name = "ADDR[:PORT]", value_parser = parse::resolver)]
+    pub(crate) dns: Vec<SocketAddr>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -162,6 +195,18 @@ pub(crate) enum DriverChoice {
     QemuKvm,
     /// QEMU alone
     QemuTcg,
+}
+
+impl DriverChoice {
+    /// As it is written on the command line.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Firecracker => "firecracker",
+            Self::QemuKvm => "qemu-kvm",
+            Self::QemuTcg => "qemu-tcg",
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -205,6 +250,9 @@ pub(crate) enum KernelCommand {
         /// Its modules: a folder such as lib/modules/RELEASE
         #[arg(long, value_name = "DIR", requires = "vmlinuz")]
         modules: Option<PathBuf>,
+        /// What `dpkg-deb --fsys-tarfile` prints, or a tar of a kernel and its modules
+        #[arg(long, value_name = "FILE", hide = true, conflicts_with_all = ["deb", "vmlinuz", "modules"])]
+        tar: Option<PathBuf>,
         /// Print the kernel as JSON
         #[arg(long)]
         json: bool,

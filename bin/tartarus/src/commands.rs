@@ -4,6 +4,7 @@ mod code;
 mod doctor;
 mod image;
 mod kernel;
+mod net;
 mod outcome;
 mod run;
 mod sandbox;
@@ -42,6 +43,8 @@ pub(crate) async fn run(command: Command, quiet: bool) -> Result<ExitCode, Faile
         }
         Command::Df(args) => space::df(&client()?, &args).await?,
         Command::Prune(args) => return space::prune(&client()?, &args).await,
+        Command::Net(command) => net::run(&client()?, command).await?,
+        Command::Port(args) => net::port(&client()?, &args).await?,
         Command::Create(args) => sandbox::create(args).await?,
         Command::Ps(args) => sandbox::ps(&client()?, args).await?,
         Command::Inspect(args) => sandbox::inspect(&client()?, &args).await?,
@@ -52,7 +55,7 @@ pub(crate) async fn run(command: Command, quiet: bool) -> Result<ExitCode, Faile
         Command::Template(command) => return template::run(command, progress).await,
         Command::Completion { shell } => shell::completion(shell)?,
         Command::Man { dir } => shell::man(dir.as_deref())?,
-        Command::Up(_) | Command::Openapi => {
+        Command::Up(_) | Command::Torture(_) | Command::Openapi => {
             return Err(anyhow::anyhow!("a server's role is started without this runtime").into());
         }
     }

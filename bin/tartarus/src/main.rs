@@ -8,13 +8,14 @@ mod pointer;
 mod serve;
 mod server;
 mod terminal;
+mod torture;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, TortureCommand};
 use failure::Failed;
 
 fn main() -> ExitCode {
@@ -33,10 +34,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// The server makes a runtime of its own.
+/// The server makes a runtime of its own, and so do the halves of an attack suite.
 fn dispatch(cli: Cli) -> Result<ExitCode, Failed> {
     match cli.command {
         Command::Up(args) => Ok(serve::up(args)?),
+        Command::Torture(TortureCommand::Net(args)) => Ok(torture::net(&args, cli.quiet)?),
         Command::Openapi => {
             serve::openapi();
             Ok(ExitCode::SUCCESS)

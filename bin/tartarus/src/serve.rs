@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use hecatoncheir::{Agent, HostOptions, HostStore, LocalNode, LogLimits, OVERHEAD_MIB, Parts, Stop, Wanted};
+use hecatoncheir::{
+    Agent, HostOptions, HostStore, LocalNode, LogLimits, NetOptions, Networks, OVERHEAD_MIB, Parts, Stop, Wanted,
+};
 use olympus::{Olympus, Settings};
 use tartarus_api::node::NodeInfo;
 use tartarus_types::{Limits, NodeId, Overcommit, Timestamp};
@@ -38,11 +40,25 @@ pub(crate) fn up(args: UpArgs) -> anyhow::Result<ExitCode> {
             args.listen
         );
     }
+    if let Some(guard) = args.torture_without {
+        only_in_a_suite(guard)?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(serve(args));
     // Nothing is left to wait for; a blocking read of a slow disk must not hold up the end.
     runtime.shutdown_background();
     result
+}
+
+/// Rules are left out only where nothing but an attack suite is: in a network namespace that is not the machine's.
+fn only_in_a_suite(guard: hecatoncheir::Guard) -> anyhow::Result<()> {
+    let own = std::fs::read_link("/proc/self/ns/net").context("/proc/self/ns/net")?;
+    if std::fs::read_link("/proc/1/ns/net").is_ok_and(|first| first != own) {
+        return Ok(());
+    }
+    bail!(
+        "--torture-without {guard} takes protection away, and is for `tartarus torture net` alone: it is refused here"
+    )
 }
 
 /// What the server starts itself as, with a folder: the process beside a VM, or the one that holds the memory of golden
@@ -82,6 +98,8 @@ async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
         retain: args.retain,
         retain_count: args.retain_count,
         min_free: mib(args.min_free),
+        net: args.net.into(),
+        public_ports: args.public_ports,
     };
     let folder = data.clone();
     let open = move || Olympus::open(&folder, settings, now);
@@ -103,7 +121,17 @@ async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
         clock: now,
     };
     let host = HostStore::open(&data, options).await?;
+    let networks = Arc::new(Networks::new(
+        NetOptions {
+            range: args.net_range,
+            pool: args.net_pool as usize,
+            dns: args.dns.clone(),
+            without: args.torture_without,
+        },
+        now,
+    ));
     let agent = Agent::open(Parts {
+        networks: networks.clone(),
         info: node_info(&data, sandbox_mib, args.overcommit, args.start_slots)?,
         control: control.clone(),
         workshop: host.clone(),
@@ -155,6 +183,7 @@ async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
     node.await?;
     if stop_mode == Stop::EndSandboxes {
         host.close().await;
+        networks.close().await;
     }
     http_stop.cancel();
     http.await?;
@@ -187,11 +216,19 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
     })
 }
 
-fn data_dir(asked: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+/// Where everything is that lasts.
+///
+/// # Errors
+/// When nobody said so and there is no home folder.
+pub(crate) fn data_path(asked: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     let var = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
     let default =
         || var("XDG_DATA_HOME").or_else(|| Some(var("HOME")?.join(".local/share"))).map(|d| d.join("tartarus"));
-    let dir = asked.or_else(default).context("no home folder to keep data in: say where with --data")?;
+    asked.or_else(default).context("no home folder to keep data in: say where with --data")
+}
+
+fn data_dir(asked: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    let dir = data_path(asked)?;
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

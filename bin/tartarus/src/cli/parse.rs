@@ -1,8 +1,10 @@
 //! Values of flags, read from text. The environment is not looked at here: see [`env_map`].
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
 use tartarus_types::{Refusal, Shape, units};
 
 /// `K=V`.
@@ -31,6 +33,27 @@ pub(super) fn shape(text: &str) -> Result<Shape, String> {
         .split_once('x')
         .ok_or_else(|| format!("{text:?} is no size of a machine: write CPUSxMEMORY, as in 2x1G"))?;
     Ok(Shape { cpus: cpus(cpus_text)?, memory_mib: units::parse_mib(memory).map_err(|cause| cause.to_string())? })
+}
+
+/// A network with room for a few sandboxes at least.
+pub(super) fn net_range(text: &str) -> Result<Ipv4Net, String> {
+    let net: Ipv4Net = text.parse().map_err(|_| format!("{text:?} is no IPv4 network: write 198.18.0.0/16"))?;
+    if net != net.trunc() {
+        return Err(format!("{text} has host bits set: the network is {}", net.trunc()));
+    }
+    match net.prefix_len() {
+        8..=28 => Ok(net),
+        _ => Err(format!("{text} is no size for it: /8 to /28, two addresses for each sandbox")),
+    }
+}
+
+/// `ADDR` or `ADDR:PORT`; port 53 when there is none.
+pub(super) fn resolver(text: &str) -> Result<SocketAddr, String> {
+    let address = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53)).or_else(|_| text.parse());
+    address
+        .ok()
+        .filter(|address| address.port() != 0 && !address.ip().is_unspecified())
+        .ok_or_else(|| format!("{text:?} is no resolver: write an address, or ADDR:PORT"))
 }
 
 pub(super) fn cpus(text: &str) -> Result<u32, String> {

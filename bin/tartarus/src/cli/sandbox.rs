@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use super::net::NetArgs;
 use super::parse::{self, EnvEntry, Pair};
 
 const RUN_HELP: &str = "\
@@ -17,7 +18,8 @@ Examples:
   tartarus run python -- python3 -c 'print(6 * 7)'
   tartarus run python --timeout 30s --memory 1G -i -- python3 - < script.py
   tartarus run python --code 'print(6 * 7)'
-  tartarus run python --code-file script.py -- its arguments";
+  tartarus run python --code-file script.py -- its arguments
+  tartarus run python --allow-domain pypi.org,files.pythonhosted.org -- pip install requests";
 
 /// Code for the template's runner.
 #[derive(Debug, Default, Args)]
@@ -80,6 +82,8 @@ pub(crate) struct RunArgs {
     pub(crate) code: CodeArgs,
     #[command(flatten)]
     pub(crate) snapshot: SnapshotArgs,
+    #[command(flatten)]
+    pub(crate) net: NetArgs,
     /// Print the id and do not wait
     #[arg(long)]
     pub(crate) detach: bool,
@@ -109,6 +113,8 @@ pub(crate) struct CreateArgs {
     pub(crate) ttl: Option<Duration>,
     #[command(flatten)]
     pub(crate) snapshot: SnapshotArgs,
+    #[command(flatten)]
+    pub(crate) net: NetArgs,
     /// Give up when it has not started so long after it was accepted [default: 60s]
     #[arg(long, value_name = "TIME", value_parser = parse::duration, allow_hyphen_values = true)]
     pub(crate) start_timeout: Option<Duration>,

@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand, ValueEnum};
 use tartarus_types::{Language, Shape};
 
+use super::net::NetArgs;
 use super::parse::{self, EnvEntry};
 
 #[derive(Debug, Subcommand)]
@@ -93,6 +94,8 @@ pub(crate) struct TemplateArgs {
     /// Keep no snapshots: every sandbox boots
     #[arg(long, conflicts_with = "shapes")]
     pub(crate) no_snapshot: bool,
+    #[command(flatten)]
+    pub(crate) net: NetArgs,
     /// Do not wait until the snapshots are made
     #[arg(long)]
     pub(crate) detach: bool,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::CommandFactory;
+use tartarus_types::{NetMode, NetRequest, Refusal};
 
 use super::parse::Pair;
 use super::*;
@@ -69,6 +70,17 @@ fn every_form_of_the_contract_is_taken() {
         "tartarus template ls",
         "tartarus template inspect n",
         "tartarus template rm n",
+        "tartarus up --net open --public-ports --net-range 10.9.0.0/16 --net-pool 0 --dns 192.0.2.1 --dns [2001:db8::1]:54",
+        "tartarus run t --net none -- x",
+        "tartarus run t --net open --net-mbit 5 --net-packets 100 --net-connections 8 -- x",
+        "tartarus create t --allow-cidr 203.0.113.0/24,8.8.8.8 --allow-cidr 9.9.9.9 --allow-port 443,53/udp",
+        "tartarus template create n --from i --allow-domain a.org,*.b.org",
+        "tartarus net update i --net allow --json",
+        "tartarus net show i --json",
+        "tartarus port i 80",
+        "tartarus port i 80 --listen 0.0.0.0:8080 --json",
+        "tartarus port i --list",
+        "tartarus port i --remove 80",
         "tartarus doctor --json --reprobe",
         "tartarus -q completion bash",
         "tartarus man",
@@ -139,6 +151,24 @@ fn nonsense_is_refused() {
         "tartarus prune --force --dry-run",
         "tartarus up --min-free x",
         "tartarus up --start-slots 0",
+        "tartarus run t --net all -- x",
+        "tartarus run t --net-mbit x -- x",
+        "tartarus net",
+        "tartarus net update",
+        "tartarus port i",
+        "tartarus port i 0",
+        "tartarus port i 70000",
+        "tartarus port i 80 --list",
+        "tartarus port i 80 --remove 80",
+        "tartarus port i --list --listen 127.0.0.1:1",
+        "tartarus port i 80 --listen localhost",
+        "tartarus up --net all",
+        "tartarus up --net-range 10.9.0.1/16",
+        "tartarus up --net-range 10.9.0.0/30",
+        "tartarus up --net-range fd00::/64",
+        "tartarus up --net-pool -1",
+        "tartarus up --dns localhost",
+        "tartarus up --dns 192.0.2.1:0",
         "tartarus up --overcommit 0.5",
         "tartarus up --overcommit 11",
     ] {
@@ -162,4 +192,59 @@ fn a_template_is_read_whole() {
     assert_eq!(args.shapes, [tartarus_types::Shape { cpus: 2, memory_mib: 1536 }]);
     let Command::Up(up) = parse("tartarus up --min-free 0 --retain 1h").unwrap().command else { panic!("no server") };
     assert_eq!((up.min_free, up.retain, up.retain_count), (0, Duration::from_secs(3600), 10_000));
+}
+
+fn asked(flags: &str) -> Result<Option<NetRequest>, Refusal> {
+    run(format!("tartarus run t {flags} -- x").replace("  ", " ").as_str()).net.request()
+}
+
+#[test]
+fn lists_imply_a_network_and_nothing_else_does() {
+    assert_eq!(asked("").unwrap(), None, "the template decides");
+    let request = asked("--allow-cidr 8.8.8.8,9.9.9.9 --allow-cidr 1.1.1.1 --allow-port 443").unwrap().unwrap();
+    assert_eq!(request.mode, NetMode::Allow);
+    assert_eq!(request.cidrs, ["8.8.8.8", "9.9.9.9", "1.1.1.1"]);
+    assert_eq!(request.ports, ["443"]);
+    assert_eq!(asked("--allow-domain *.a.org").unwrap().unwrap().domains, ["*.a.org"]);
+    let open = asked("--net open --net-mbit 5 --allow-cidr 10.0.0.0/8").unwrap().unwrap();
+    assert_eq!((open.mode, open.limits.mbit, open.cidrs.len()), (NetMode::Open, Some(5), 1));
+    assert_eq!(asked("--net none").unwrap(), Some(NetRequest::default()), "not the template's");
+    for (flags, field) in [
+        ("--net none --allow-cidr 8.8.8.8", "allow_cidr"),
+        ("--net none --allow-port 443", "allow_port"),
+        ("--allow-domain a.org --net none", "allow_domain"),
+        ("--net-mbit 5", "net"),
+        ("--net none --net-connections 5", "net"),
+    ] {
+        assert_eq!(asked(flags).unwrap_err().field.as_deref(), Some(field), "{flags}");
+    }
+}
+
+#[test]
+fn a_server_gives_what_is_listed_and_no_more_unless_told() {
+    let up = |line: &str| match parse(line).unwrap().command {
+        Command::Up(args) => args,
+        other => panic!("{other:?}"),
+    };
+    let usual = up("tartarus up");
+    assert_eq!((usual.net, usual.public_ports, usual.net_pool), (NetChoice::Allow, false, 4));
+    assert_eq!((usual.net_range.to_string(), usual.dns.len()), ("198.18.0.0/16".to_owned(), 0));
+    let dns = up("tartarus up --dns 192.0.2.1 --dns 192.0.2.2:5353 --dns 2001:db8::1").dns;
+    assert_eq!(
+        dns.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["192.0.2.1:53", "192.0.2.2:5353", "[2001:db8::1]:53"]
+    );
+    let Command::Port(port) = parse("tartarus port i 80").unwrap().command else { panic!("no port") };
+    assert_eq!((port.port, port.listen.to_string()), (Some(80), "127.0.0.1:0".to_owned()));
+}
+
+#[test]
+fn the_networks_heading_holds_its_flags_and_no_others() {
+    for command in ["run", "create"] {
+        let mut cli = Cli::command();
+        let help = cli.find_subcommand_mut(command).unwrap().render_long_help().to_string();
+        let (before, network) = help.split_once("\nNetwork:\n").unwrap();
+        assert!(before.contains("--name") && before.contains("--label"), "{before}");
+        assert!(network.contains("--allow-domain") && !network.contains("--label"), "{network}");
+    }
 }

@@ -13,7 +13,7 @@ use tokio::process::Command;
 
 use super::each;
 use super::session::{Signals, Spinner};
-use super::upload::{counted, of_child, of_writer};
+use super::upload::{counted, of_child, of_reader, of_writer};
 use crate::cli::KernelCommand;
 use crate::failure::Failed;
 use crate::terminal::{date, print, print_json, table};
@@ -23,15 +23,16 @@ const WAY_OUT: &str = "give a kernel with --deb FILE, or VMLINUZ --modules DIR";
 /// `tartarus kernel …`.
 pub(super) async fn run(client: &Client, command: KernelCommand, progress: bool) -> Result<ExitCode, Failed> {
     match command {
-        KernelCommand::Add { deb, vmlinuz, modules, json } => {
+        KernelCommand::Add { deb, vmlinuz, modules, tar, json } => {
             let mut signals = Signals::listen()?;
             let spinner = Spinner::upload(progress, None);
             let work = async {
                 // Lives until the upload is over, and is removed whatever comes of it.
                 let dir = tempfile::tempdir().context("a temporary folder could not be made")?;
-                let tar = match (deb, vmlinuz, modules) {
-                    (Some(deb), _, _) => of_deb(&deb)?,
-                    (None, Some(vmlinuz), Some(modules)) => of_files(vmlinuz, &modules)?,
+                let tar = match (tar, deb, vmlinuz, modules) {
+                    (Some(tar), ..) => of_reader(tokio::fs::File::open(&tar).await.with_context(|| shown(&tar))?),
+                    (None, Some(deb), ..) => of_deb(&deb)?,
+                    (None, None, Some(vmlinuz), Some(modules)) => of_files(vmlinuz, &modules)?,
                     _ => of_deb(&download(dir.path(), &spinner).await?)?,
                 };
                 spinner.say("sending the kernel");
@@ -64,6 +65,10 @@ pub(super) async fn run(client: &Client, command: KernelCommand, progress: bool)
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
 }
 
 /// The file system inside a package.

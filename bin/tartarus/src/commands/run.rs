@@ -136,6 +136,7 @@ async fn request(args: RunArgs) -> anyhow::Result<CreateSandbox> {
         require_snapshot: args.snapshot.require_snapshot,
         no_snapshot: args.snapshot.no_snapshot,
         shred: args.snapshot.shred,
+        net: args.net.request()?,
     })
 }
 

@@ -8,6 +8,7 @@ use tartarus_api::node::StartedFrom;
 use tartarus_api::v1::{CreateSandbox, Sandbox, SandboxDetail};
 use tartarus_types::{Refusal, Timestamp, signal};
 
+use super::net;
 use super::outcome::{exit_code, explain};
 use super::session::{Spinner, Style, pump};
 use crate::cli::{CreateArgs, InspectArgs, KillArgs, LogsArgs, PsArgs, StreamName, WaitArgs, env_map, millis};
@@ -30,6 +31,7 @@ pub(super) async fn create(args: CreateArgs) -> anyhow::Result<()> {
         require_snapshot: args.snapshot.require_snapshot,
         no_snapshot: args.snapshot.no_snapshot,
         shred: args.snapshot.shred,
+        net: args.net.request()?,
         ..CreateSandbox::default()
     };
     let sandbox = server::client()?.create(&wanted, args.idempotency_key.as_deref()).await?;
@@ -124,6 +126,14 @@ fn describe(detail: &SandboxDetail) -> String {
         ("image", Some(sandbox.image.clone())),
         ("kernel", Some(sandbox.kernel.clone())),
     ]);
+    if let Some(contract) = &sandbox.net {
+        out.push('\n');
+        out.push_str(&net::contract(contract));
+    }
+    if let Some(tables) = detail.net_status.as_ref().map(net::describe).filter(|tables| !tables.is_empty()) {
+        out.push('\n');
+        out.push_str(&tables);
+    }
     if !detail.phases.is_empty() {
         let phase =
             |phase: &tartarus_api::v1::Phase| vec![phase.name.clone(), format!("{:.1}", phase.took_ms), date(phase.at)];

@@ -28,6 +28,7 @@ fn sandbox() -> Sandbox {
         exit_status: None,
         queue_position: Some(3),
         has_code: false,
+        net: None,
     }
 }
 
@@ -51,6 +52,7 @@ fn a_description_has_what_is_known_and_no_more() {
         guest_kernel: None,
         failures: vec!["no\nroom".to_owned()],
         start: Some(StartedFrom::ColdBoot { why: "2 cpus, not 1".to_owned() }),
+        net_status: None,
         waiting: Some("3 older ones are in front of it".to_owned()),
     };
     let text = describe(&detail);

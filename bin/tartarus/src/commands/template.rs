@@ -61,6 +61,7 @@ async fn create(args: TemplateArgs, progress: bool) -> Result<ExitCode, Failed> 
         preload: args.preload,
         shapes: args.shapes,
         cold: args.no_snapshot,
+        net: args.net.request()?,
     };
     let client = client()?;
     let mut signals = Signals::listen()?;

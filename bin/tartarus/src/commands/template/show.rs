@@ -6,6 +6,7 @@ use indicatif::BinaryBytes;
 use tartarus_api::v1::{Template, TemplateSnapshot};
 use tartarus_types::{Language, Shape};
 
+use crate::commands::net::contract;
 use crate::terminal::{date, pairs, table};
 
 /// The size of a machine, for people.
@@ -55,6 +56,10 @@ pub(super) fn describe(template: &Template) -> String {
         ("snapshots", Some(states(template))),
         ("created", Some(date(template.created_at))),
     ]);
+    if spec.net.is_some() {
+        out.push('\n');
+        out.push_str(&contract(&spec.net));
+    }
     if !template.snapshots.is_empty() {
         out.push('\n');
         let head = ["SNAPSHOT FOR", "STATE", "SIZE", "LAYER", "CREATED", "MADE BY", "WHY"];
