@@ -16,6 +16,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use ipnet::Ipv4Net;
 use tartarus_types::Overcommit;
+use tartarus_types::net::NetLimits;
 
 pub(crate) use net::{NetChoice, NetCommand, NetUpdateArgs, PortArgs};
 pub(crate) use parse::{env_map, millis};
@@ -174,6 +175,15 @@ pub(crate) struct UpArgs {
     /// Let sandboxes have ports of this machine beyond loopback lead to them
     #[arg(long)]
     pub(crate) public_ports: bool,
+    /// Megabits in a second that a sandbox may have, in each direction
+    #[arg(long, value_name = "N", default_value_t = NetLimits::default().mbit, value_parser = clap::value_parser!(u32).range(i64::from(NetLimits::LEAST.mbit)..=i64::from(NetLimits::MOST.mbit)))]
+    pub(crate) net_most_mbit: u32,
+    /// Packets in a second that a sandbox may have, in each direction
+    #[arg(long, value_name = "N", default_value_t = NetLimits::default().packets, value_parser = clap::value_parser!(u32).range(i64::from(NetLimits::LEAST.packets)..=i64::from(NetLimits::MOST.packets)))]
+    pub(crate) net_most_packets: u32,
+    /// Connections at once that a sandbox may have; this machine's table of connections is one for all of them
+    #[arg(long, value_name = "N", default_value_t = NetLimits::default().connections, value_parser = clap::value_parser!(u32).range(i64::from(NetLimits::LEAST.connections)..=i64::from(NetLimits::MOST.connections)))]
+    pub(crate) net_most_connections: u32,
     /// Addresses between this machine and its sandboxes, two for each; nothing else may use them here
     #[arg(long, value_name = "CIDR", default_value = "198.18.0.0/16", value_parser = parse::net_range)]
     pub(crate) net_range: Ipv4Net,

@@ -1,9 +1,10 @@
+use tartarus_types::net::NetLimits;
 use tartarus_types::{Ground, Language, NetMode, NetRequest, NodeId, Overcommit, Timestamp};
 
 use super::*;
 
 /// What an operator who says nothing gives.
-const MOST: NetCeiling = NetCeiling { mode: NetMode::Allow, public_ports: false };
+const MOST: NetCeiling = NetCeiling { mode: NetMode::Allow, public_ports: false, limits: NetLimits::MOST };
 
 fn template() -> TemplateRecord {
     let env = [("A", "template"), ("B", "template")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();

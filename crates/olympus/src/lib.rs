@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use hades::store::Store;
 use tartarus_api::node::Node;
+use tartarus_types::net::NetLimits;
 use tartarus_types::{ErrorCode, Limits, MIB, NetMode, Refusal, SandboxId, Timestamp};
 use tokio::sync::RwLock;
 use tokio::task::JoinHandle;
@@ -53,6 +54,8 @@ pub struct Settings {
     pub net: NetMode,
     /// Anybody may have ports of the node beyond loopback lead to a sandbox.
     pub public_ports: bool,
+    /// The most that the limits of anybody's network may be.
+    pub net_limits: NetLimits,
 }
 
 impl Default for Settings {
@@ -64,6 +67,7 @@ impl Default for Settings {
             min_free: 512 * MIB,
             net: NetMode::Allow,
             public_ports: false,
+            net_limits: NetLimits::default(),
         }
     }
 }

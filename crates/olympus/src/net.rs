@@ -9,7 +9,7 @@ use crate::Settings;
 
 /// The most that anybody may ask for.
 pub(crate) fn ceiling(settings: &Settings) -> NetCeiling {
-    NetCeiling { mode: settings.net, public_ports: settings.public_ports }
+    NetCeiling { mode: settings.net, public_ports: settings.public_ports, limits: settings.net_limits }
 }
 
 /// The contract of a sandbox: the request's, or its template's where that does not say. What a template was allowed once

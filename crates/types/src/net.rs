@@ -2,7 +2,8 @@
 //!
 //! The order of judgement is the documented one, and decides between rules that contradict each other:
 //!
-//! 1. what no sandbox ever reaches ([`NEVER`]: metadata services, multicast, other sandboxes, this host);
+//! 1. what no sandbox ever reaches ([`NEVER`]: metadata services, multicast, other sandboxes; and the node itself, whose
+//!    addresses only its rules know);
 //! 2. private destinations ([`PRIVATE`]) are reached only by a listed CIDR that lies within the private range, on listed
 //!    ports (all, when none is listed), neither by a wider CIDR nor by a name;
 //! 3. listed CIDRs, and addresses that the node's resolver returned for a listed domain, on listed ports (all, when none is

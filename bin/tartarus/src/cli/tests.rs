@@ -70,7 +70,7 @@ fn every_form_of_the_contract_is_taken() {
         "tartarus template ls",
         "tartarus template inspect n",
         "tartarus template rm n",
-        "tartarus up --net open --public-ports --net-range 10.9.0.0/16 --net-pool 0 --dns 192.0.2.1 --dns [2001:db8::1]:54",
+        "tartarus up --net open --public-ports --net-most-connections 9 --net-most-mbit 5 --net-most-packets 10 --net-range 10.9.0.0/16 --net-pool 0 --dns 192.0.2.1 --dns [2001:db8::1]:54",
         "tartarus run t --net none -- x",
         "tartarus run t --net open --net-mbit 5 --net-packets 100 --net-connections 8 -- x",
         "tartarus create t --allow-cidr 203.0.113.0/24,8.8.8.8 --allow-cidr 9.9.9.9 --allow-port 443,53/udp",

@@ -33,6 +33,8 @@ const WAIT_DEFAULT: Duration = Duration::from_secs(30);
 pub(super) const WAIT_MOST: Duration = Duration::from_secs(60);
 /// For the end of a sandbox that is removed.
 const REMOVE_WAIT: Duration = Duration::from_secs(20);
+/// For what is told of a sandbox's network beside the rest.
+const NET_PATIENCE: Duration = Duration::from_secs(2);
 const SIGKILL: i32 = 9;
 
 /// Accepts a sandbox: it is durable and queued when this is answered.
@@ -145,8 +147,10 @@ pub(super) async fn inspect(
         Ok(_) | Err(_) => None,
     };
     let net = match (app.node(), record.state) {
-        // Where it cannot be told the rest is told all the same: `GET …/net` says why.
-        (Ok(node), Life::Running | Life::Paused) => node.net(&record.id).await.ok(),
+        // Where it cannot be told, or not soon, the rest is told all the same: `GET …/net` says why.
+        (Ok(node), Life::Running | Life::Paused) => {
+            tokio::time::timeout(NET_PATIENCE, node.net(&record.id)).await.ok().and_then(Result::ok)
+        }
         _ => None,
     };
     let waiting = match record.state {

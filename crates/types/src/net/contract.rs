@@ -84,6 +84,22 @@ pub struct NetLimits {
     pub connections: u32,
 }
 
+impl NetLimits {
+    /// The most that a contract can say.
+    pub const MOST: Self = Self { mbit: 100_000, packets: 10_000_000, connections: 65_536 };
+    /// The least.
+    pub const LEAST: Self = Self { mbit: 1, packets: 10, connections: 1 };
+
+    /// Names, values and units, in the order of the fields.
+    pub(super) fn each(self) -> [(&'static str, u32, &'static str); 3] {
+        [
+            ("mbit", self.mbit, " Mbit/s"),
+            ("packets", self.packets, " packets/s"),
+            ("connections", self.connections, " connections"),
+        ]
+    }
+}
+
 impl Default for NetLimits {
     fn default() -> Self {
         Self { mbit: 1000, packets: 100_000, connections: 1024 }
@@ -102,7 +118,7 @@ pub struct Forward {
 
 impl Forward {
     /// Others than this machine reach it.
-    pub fn is_public(&self) -> bool {
+    pub(super) fn is_public(&self) -> bool {
         !match self.listen.ip() {
             IpAddr::V4(ip) => ip.is_loopback(),
             IpAddr::V6(ip) => ip.to_canonical().is_loopback(),
@@ -117,6 +133,8 @@ pub struct NetCeiling {
     pub mode: NetMode,
     /// Forwards may listen beyond loopback.
     pub public_ports: bool,
+    /// How much. The node's table of connections is one for all its sandboxes.
+    pub limits: NetLimits,
 }
 
 impl Contract {
@@ -138,13 +156,22 @@ impl Contract {
     /// Whether the operator lets anybody have it.
     ///
     /// # Errors
-    /// Names `mode` or the forward that is too much, and the option that would allow it.
+    /// Names `mode`, the limit or the forward that is too much, and the option that would allow it.
     pub fn check_ceiling(&self, most: NetCeiling) -> Result<(), Refusal> {
         if self.mode > most.mode {
             let (mode, most) = (self.mode, most.mode);
             let detail =
                 format!("{mode} is more than this server gives, which is {most}: start it with `up --net {mode}`");
             return Err(Refusal::field("mode", detail));
+        }
+        for ((name, asked, unit), (_, most, _)) in self.limits.each().into_iter().zip(most.limits.each()) {
+            // Without a network they say nothing.
+            if self.mode != NetMode::None && asked > most {
+                let detail = format!(
+                    "{asked}{unit} are more than this server gives, {most}: start it with `up --net-most-{name} {asked}`"
+                );
+                return Err(Refusal::field(&format!("limits.{name}"), detail));
+            }
         }
         match self.forwards.iter().position(|forward| forward.is_public() && !most.public_ports) {
             None => Ok(()),

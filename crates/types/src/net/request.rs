@@ -85,7 +85,7 @@ impl NetRequest {
             cidrs: without_contained(each("cidrs", &self.cidrs, cidr)?),
             ports: merged(each("ports", &self.ports, PortRule::from_str)?),
             domains: sorted(each("domains", &self.domains, DomainRule::from_str)?),
-            limits: self.limits.check()?,
+            limits: self.limits.check(most.limits)?,
             forwards: forwards(&self.forwards, most)?,
         };
         contract.check_ceiling(most)?;
@@ -114,16 +114,18 @@ impl From<&Contract> for NetRequest {
 }
 
 impl LimitsRequest {
-    fn check(self) -> Result<NetLimits, Refusal> {
+    /// What is not said is as usual, or as much as there may be where that is less.
+    fn check(self, most: NetLimits) -> Result<NetLimits, Refusal> {
         let usual = NetLimits::default();
         let limits = NetLimits {
-            mbit: self.mbit.unwrap_or(usual.mbit),
-            packets: self.packets.unwrap_or(usual.packets),
-            connections: self.connections.unwrap_or(usual.connections),
+            mbit: self.mbit.unwrap_or(usual.mbit.min(most.mbit)),
+            packets: self.packets.unwrap_or(usual.packets.min(most.packets)),
+            connections: self.connections.unwrap_or(usual.connections.min(most.connections)),
         };
-        range("limits.mbit", limits.mbit.into(), 1, 100_000, " Mbit/s")?;
-        range("limits.packets", limits.packets.into(), 10, 10_000_000, " packets/s")?;
-        range("limits.connections", limits.connections.into(), 1, 65_536, " connections")?;
+        let bounds = NetLimits::LEAST.each().into_iter().zip(NetLimits::MOST.each());
+        for ((name, value, unit), ((_, least, _), (_, most, _))) in limits.each().into_iter().zip(bounds) {
+            range(&format!("limits.{name}"), value.into(), least.into(), most.into(), unit)?;
+        }
         Ok(limits)
     }
 }

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::net::Protocol;
 
-const ALL: NetCeiling = NetCeiling { mode: NetMode::Open, public_ports: true };
+const ALL: NetCeiling = NetCeiling { mode: NetMode::Open, public_ports: true, limits: NetLimits::MOST };
 
 fn texts(list: &[&str]) -> Vec<String> {
     list.iter().map(|text| (*text).to_owned()).collect()
@@ -105,7 +105,7 @@ fn what_is_wrong_is_named() {
 
 #[test]
 fn nobody_gets_more_than_the_operator_gives() {
-    let ceiling = |mode, public_ports| NetCeiling { mode, public_ports };
+    let ceiling = |mode, public_ports| NetCeiling { mode, public_ports, limits: NetLimits::MOST };
     let open = NetRequest { mode: NetMode::Open, ..NetRequest::default() };
     let refusal = open.check(ceiling(NetMode::Allow, true)).unwrap_err();
     assert_eq!(refusal.field.as_deref(), Some("mode"));
@@ -123,6 +123,15 @@ fn nobody_gets_more_than_the_operator_gives() {
         assert!(refusal.detail.contains("--public-ports"), "{refusal}");
         request.check(ceiling(NetMode::None, true)).unwrap();
     }
+    let few = NetCeiling { limits: NetLimits { connections: 100, ..NetLimits::default() }, ..ALL };
+    let usual = allow().check(few).unwrap();
+    assert_eq!(usual.limits, few.limits, "what is not said is never too much");
+    let asked = LimitsRequest { connections: Some(101), ..LimitsRequest::default() };
+    let refusal = NetRequest { limits: asked, ..allow() }.check(few).unwrap_err();
+    assert_eq!(refusal.field.as_deref(), Some("limits.connections"));
+    assert!(refusal.detail.contains("100: start it with `up --net-most-connections 101`"), "{refusal}");
+    assert!(allow().check(ALL).unwrap().check_ceiling(few).is_err(), "a stored one is judged again");
+    Contract::default().check_ceiling(few).unwrap();
     for public in ["0.0.0.0:0", "[::]:0", "192.0.2.1:80", "[::ffff:192.0.2.1]:80"] {
         let request = to_guest(&[("127.0.0.1:0", 80), (public, 80)]);
         let refusal = request.check(ceiling(NetMode::Open, false)).unwrap_err();

@@ -102,7 +102,7 @@ pub(super) fn forwards(forwards: &[Forward]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tartarus_types::net::{Blocked, NetCounter, NetRequest, RefusedName};
+    use tartarus_types::net::{Blocked, NetCounter, NetLimits, NetRequest, RefusedName};
     use tartarus_types::{NetCeiling, NetMode, Timestamp};
 
     use super::*;
@@ -115,7 +115,7 @@ mod tests {
             domains: vec!["*.example.org".to_owned()],
             ..NetRequest::default()
         };
-        let most = NetCeiling { mode: NetMode::Open, public_ports: true };
+        let most = NetCeiling { mode: NetMode::Open, public_ports: true, limits: NetLimits::MOST };
         let status = NetStatus {
             contract: request.check(most).unwrap(),
             counters: vec![NetCounter { name: "never".to_owned(), packets: 3, bytes: 2048 }],
