@@ -34,6 +34,9 @@ pub const CARRY_WINDOW: usize = 128 * 1024;
 /// Most carried connections at once.
 pub const MAX_CARRIED: usize = 64;
 
+/// The first version whose agent sets its card up.
+pub const SETS_CARD_UP: u32 = 3;
+
 /// The first version whose agent carries connections.
 pub const CARRIES: u32 = 3;
 

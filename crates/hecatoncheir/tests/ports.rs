@@ -179,12 +179,12 @@ async fn a_change_opens_keeps_turns_and_closes_or_does_nothing() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let used = Forward { listen: taken.local_addr().unwrap(), port: ECHO };
     let refused = sandbox.set(&[any(ECHO), used]).await.unwrap_err();
-    assert_eq!(refused.field.as_deref(), Some("net.forwards[1].listen"));
+    assert_eq!(refused.field.as_deref(), Some("forwards"));
     assert!(refused.detail.contains("in use"), "{}", refused.detail);
     assert_eq!(soon(exchange(first[1].listen, vec![0; 5])).await.unwrap(), b"5");
     drop(taken);
     let strange = Forward { listen: "192.0.2.1:0".parse().unwrap(), port: ECHO };
-    assert_eq!(sandbox.set(&[strange]).await.unwrap_err().field.as_deref(), Some("net.forwards[0].listen"));
+    assert_eq!(sandbox.set(&[strange]).await.unwrap_err().field.as_deref(), Some("forwards"));
     let second = sandbox.set(&[used, any(ECHO)]).await.unwrap();
     assert_eq!(second, [used, first[0]], "any port is the one that it has");
     assert!(is_reset(&mut gone).await);

@@ -140,7 +140,8 @@ impl<'a> Path<'a> {
         self.generation += 1;
         let pins: Vec<(Ipv4Addr, Duration)> =
             (1..=40).map(|at| (Ipv4Addr::new(203, 0, 114, at), Duration::from_secs(3600))).collect();
-        self.space.apply_keeping(&contract(), self.generation, &pins).await.unwrap();
+        self.space.apply(&contract(), self.generation).await.unwrap();
+        self.space.pin(&pins, &contract()).await.unwrap();
     }
 
     /// What is left of them without one that refuses.

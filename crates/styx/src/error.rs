@@ -39,6 +39,9 @@ pub enum StyxError {
     /// Every index is taken.
     #[error("no address is left in {0} for another sandbox; configure a wider range")]
     Full(String),
+    /// Its contract has let it reach too many addresses by name.
+    #[error("a sandbox has {} addresses by name already; they expire", crate::PINS)]
+    Pinned,
     /// The node's path to the outside does not work.
     #[error("the node's network is not ready: {0}")]
     NotReady(String),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 
 use crate::StyxError;
+use crate::nft::LIVE;
 
 /// Changes come in bunches; this long after the first one they are looked at together.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -14,8 +15,6 @@ const SETTLE: Duration = Duration::from_millis(50);
 const ROUTE_GROUPS: u32 = 0x1 | 0x10 | 0x40;
 /// The group of nftables, the seventh.
 const NFT_GROUPS: u32 = 1 << 6;
-/// Sets in which elements come and go by themselves, or by the resolver.
-const LIVE: [&[u8]; 3] = [b"pinned", b"blocked", b"blocked_other"];
 
 /// Both sockets, of one namespace.
 pub(crate) struct Sockets {
@@ -68,7 +67,8 @@ impl Events {
         let drained = [&self.route, &self.nft].map(|socket| {
             let mut buffer = [0; 8192];
             let mut heard = false;
-            while !matches!(rustix::io::read(socket.get_ref(), &mut buffer), Err(rustix::io::Errno::AGAIN) | Ok(0)) {
+            // More than it holds was said (`NOBUFS`): there may be more to read.
+            while matches!(rustix::io::read(socket.get_ref(), &mut buffer), Ok(1..) | Err(rustix::io::Errno::NOBUFS)) {
                 heard = true;
             }
             heard
@@ -105,7 +105,9 @@ fn matters(mut datagram: &[u8]) -> bool {
             // NFT_MSG_NEWGEN comes with every transaction.
             (10, 15) => true,
             // NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM.
-            (10, 12 | 14) => set(&datagram[16..length]).is_some_and(|name| LIVE.contains(&name)),
+            (10, 12 | 14) => {
+                set(&datagram[16..length]).is_some_and(|name| LIVE.iter().any(|live| live.as_bytes() == name))
+            }
             _ => false,
         };
         if !fine {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use tokio::sync::Mutex;
@@ -11,6 +12,9 @@ use crate::events::{Events, Sockets};
 use crate::links::Links;
 use crate::space::Place;
 use crate::{StyxError, nft, probe, rules};
+
+/// For namespaces to go that nobody holds any more.
+const LEAVING: Duration = Duration::from_secs(2);
 
 /// Something that keeps sandboxes from the network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,9 +58,8 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) async fn new(place: Place) -> Result<Self, StyxError> {
-        let probe = probe::address(place.range);
-        let table = rules::node(place.range, probe, place.without);
-        let anew = rules::node_anew(place.range, probe, place.without);
+        let table = rules::node(place.range, place.without);
+        let anew = rules::node_anew(place.range, place.without);
         let sockets = within(place.node.clone(), Sockets::here).await?;
         Ok(Self { place, table, anew, events: Events::new(sockets)?, well: Mutex::new(None), turn: Mutex::new(()) })
     }
@@ -183,15 +186,31 @@ impl Host {
         .await
     }
 
-    /// Removes the table where no sandbox is left.
+    /// Removes the table where no sandbox is left. One whose holder was killed just now takes the kernel a moment; what is there
+    /// longer is another server's.
     pub(crate) async fn close(&self) -> Result<(), StyxError> {
+        let end = tokio::time::Instant::now() + LEAVING;
+        while !self.remove().await? {
+            match tokio::time::timeout_at(end, self.events.changed()).await {
+                Ok(changed) => drop(changed?),
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is no table any more.
+    async fn remove(&self) -> Result<bool, StyxError> {
         let range = self.place.range;
         within(self.place.node.clone(), move || {
-            let there = || nft::run("list rules", &["list", "table", "ip", "tartarus"], "").is_ok();
-            if Surroundings::here(range)?.sandboxes > 0 || !there() {
-                return Ok(());
+            if nft::run("list rules", &["list", "table", "ip", "tartarus"], "").is_err() {
+                return Ok(true);
             }
-            nft::run("remove rules", &["-f", "-"], "add table ip tartarus\ndelete table ip tartarus\n").map(drop)
+            if Surroundings::here(range)?.sandboxes > 0 {
+                return Ok(false);
+            }
+            nft::run("remove rules", &["-f", "-"], "add table ip tartarus\ndelete table ip tartarus\n")?;
+            Ok(true)
         })
         .await
     }

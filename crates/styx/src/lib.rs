@@ -2,7 +2,7 @@
 //! resolver that pins what it answers.
 //!
 //! Start at [`Styx`] (the node's side and the pool) and [`Space`] (one sandbox's namespace). What a contract means in the
-//! kernel's words is decided in [`rules`], which is pure.
+//! kernel's words is decided in `rules`, which is pure.
 
 mod enter;
 mod error;
@@ -13,7 +13,7 @@ pub mod names;
 mod nft;
 mod pool;
 mod probe;
-pub mod rules;
+mod rules;
 mod space;
 mod tap;
 
@@ -24,6 +24,7 @@ pub use host::Finding;
 pub use pool::{Options, Styx};
 pub use rules::Guard;
 pub use space::Space;
+pub use tap::leave_tap;
 
 /// The guest's address, the same in every sandbox.
 pub const GUEST: Ipv4Addr = Ipv4Addr::new(198, 19, 255, 254);
@@ -36,8 +37,8 @@ pub const GUEST_MAC: [u8; 6] = [0x02, 0x54, 0x54, 0x00, 0x00, 0x01];
 /// The address of the TAP, the gateway's card.
 pub const GATEWAY_MAC: [u8; 6] = [0x02, 0x54, 0x54, 0x00, 0x00, 0xfe];
 /// The port of the resolver at the gateway.
-pub const DNS_PORT: u16 = 53;
+pub(crate) const DNS_PORT: u16 = 53;
 /// Addresses that a namespace pins at most.
-pub const PINS: usize = 4096;
+pub(crate) const PINS: usize = 4096;
 /// Destinations that a namespace remembers as refused, at most, of those with ports and of those without.
-pub const REMEMBERED: usize = 64;
+pub(crate) const REMEMBERED: usize = 64;

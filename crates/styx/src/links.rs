@@ -136,7 +136,7 @@ impl Links {
 
     /// Removes a link, and its other end; one that is gone is fine.
     pub(crate) fn remove(&self, name: &str) -> Result<(), StyxError> {
-        let Some(link) = self.list()?.into_iter().find(|link| link.name == name) else { return Ok(()) };
+        let Some(link) = self.find(name)? else { return Ok(()) };
         match self.runtime.block_on(self.handle.link().del(link.index).execute()).map_err(system) {
             // It went by itself meanwhile, with the namespace of its other end.
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
@@ -144,9 +144,17 @@ impl Links {
         }
     }
 
+    /// The link of this name; the kernel looks it up.
+    pub(crate) fn find(&self, name: &str) -> Result<Option<Link>, StyxError> {
+        let mut found = self.handle.link().get().match_name(name.to_owned()).execute();
+        match self.runtime.block_on(found.try_next()).map_err(system) {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            other => Ok(other.map_err(StyxError::system(format!("find the link {name}")))?.and_then(link)),
+        }
+    }
+
     fn index(&self, name: &str) -> Result<u32, StyxError> {
-        let mut found = self.handle.link().get().match_name(name).execute();
-        let link = self.ask(format!("find the link {name}"), found.try_next())?.and_then(link);
+        let link = self.find(name)?;
         link.map(|link| link.index).ok_or_else(|| StyxError::Lost(format!("there is no link {name}")))
     }
 }

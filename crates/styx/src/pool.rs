@@ -14,6 +14,9 @@ use crate::rules::Guard;
 use crate::space::Place;
 use crate::{Finding, Space, StyxError, enter};
 
+/// A start takes about so long: until then it needs the processor more than the pool does.
+const CALM: Duration = Duration::from_millis(500);
+
 /// How a node's network is made.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -100,13 +103,6 @@ impl Styx {
         }
     }
 
-    /// Forgets that the path worked, such as after a sandbox that did not get out.
-    pub async fn doubt(&self) {
-        if let Some((_, host)) = self.inner.host.get() {
-            host.doubt().await;
-        }
-    }
-
     /// Namespaces that wait.
     pub async fn waiting(&self) -> usize {
         self.inner.waiting.lock().await.len()
@@ -166,10 +162,12 @@ impl Styx {
 
 impl Inner {
     async fn watch(&self) {
-        if let Some((_, host)) = self.host.get() {
+        let Some((_, host)) = self.host.get() else { return };
+        loop {
             let error = host.watch().await;
-            tracing::error!(%error, "the node's network is watched no more");
+            tracing::error!(%error, "the node's network cannot be watched; tried again");
             host.doubt().await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 
@@ -178,8 +176,7 @@ impl Inner {
         let Some((place, host)) = self.host.get() else { return };
         loop {
             self.wanted.notified().await;
-            // Whoever took one needs the processor more.
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            self.calm().await;
             while self.waiting.lock().await.len() < self.options.pool {
                 match Space::make(place.clone(), self.next.clone()).await {
                     Ok(space) => self.waiting.lock().await.push(space),
@@ -189,6 +186,17 @@ impl Inner {
                         break;
                     }
                 }
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Waits until whoever took one has had the processor for its start, unless few are left for those who come next.
+    async fn calm(&self) {
+        while 2 * self.waiting.lock().await.len() >= self.options.pool {
+            if tokio::time::timeout(CALM, self.wanted.notified()).await.is_err() {
+                return;
             }
         }
     }

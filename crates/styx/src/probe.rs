@@ -13,7 +13,7 @@ use crate::links::Links;
 use crate::space::{capacity, pair};
 
 /// The node's ends: of the sandbox's side, to which the node's rules apply, and of the world's side.
-const NEAR: &str = "ttprobe";
+pub(crate) const NEAR: &str = "ttprobe";
 const FAR: &str = "tp0";
 /// The world's port; nothing else is there.
 const PORT: u16 = 7;

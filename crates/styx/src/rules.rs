@@ -15,52 +15,78 @@ use std::net::Ipv4Addr;
 use tartarus_types::Contract;
 
 pub use guard::Guard;
-pub use node::{node, node_anew, node_batch};
+pub(crate) use node::{node, node_anew, node_batch};
 pub(crate) use sets::address;
 
 /// What a ruleset depends on beside the contract.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Site {
+pub(crate) struct Site {
     /// The address of the namespace's `eth0`, which the guest has outside.
-    pub outer: Ipv4Addr,
+    pub(crate) outer: Ipv4Addr,
     /// The node's own addresses.
-    pub host_addresses: Vec<Ipv4Addr>,
+    pub(crate) host_addresses: Vec<Ipv4Addr>,
     /// The one rule that is left out; only a test of the rules leaves one out.
-    pub without: Option<Guard>,
+    pub(crate) without: Option<Guard>,
 }
 
 /// The whole ruleset of a sandbox's namespace.
-pub fn ruleset(contract: &Contract, generation: u32, site: &Site) -> String {
+pub(crate) fn ruleset(contract: &Contract, generation: u32, site: &Site) -> String {
     contract::ruleset(contract, generation, site)
 }
 
 /// The ruleset of a namespace that waits: nothing passes.
-pub fn dormant() -> String {
+pub(crate) fn dormant() -> String {
     contract::dormant()
 }
 
 /// Replaces whatever is there by `ruleset`, in one transaction. Connections that were let through before are judged anew,
 /// as their marks stay; packets that pass just now may be lost.
-pub fn replace(ruleset: &str, pins: &str) -> String {
+pub(crate) fn replace(ruleset: &str, pins: &str) -> String {
     format!("flush ruleset\n{ruleset}{pins}")
+}
+
+/// Puts `ruleset` in force where the [`dormant`] one is, which a chain at a hook stays as: to name it anew would be to change
+/// it, and the kernel then waits some 10 ms until no packet can be in what it was.
+pub(crate) fn awaken(ruleset: &str) -> String {
+    let dormant = dormant();
+    let (mut kept, mut added, mut table) = (String::new(), String::new(), "");
+    for block in ruleset.split_inclusive("\n\t}\n") {
+        // Before the first block of a table are the end of the one before and its own name.
+        let (before, chain) = block.split_at(block.find("\tchain ").unwrap_or(0));
+        if let Some(named) = block.lines().find_map(|line| line.strip_prefix("table ")) {
+            table = named.trim_end_matches(" {");
+        }
+        let mut lines = chain.lines();
+        let name = lines.next().and_then(|line| line.trim().strip_prefix("chain ")?.strip_suffix(" {"));
+        let hook = lines.next().filter(|hook| dormant.contains(&format!("{hook}\n")));
+        let (Some(name), Some(_)) = (name, hook) else {
+            kept += block;
+            continue;
+        };
+        kept += before;
+        for rule in lines.filter(|line| line.starts_with("\t\t")) {
+            added += &format!("add rule {table} {name} {}\n", rule.trim());
+        }
+    }
+    kept + &added
 }
 
 /// Puts the sets of `ruleset` beside those of the one `before`, which nothing asks yet: [`update`] follows. None where there
 /// are none to put. Rules and what they ask change in one step only where the sets are there by then.
-pub fn prepare(before: &str, ruleset: &str) -> Option<String> {
+pub(crate) fn prepare(before: &str, ruleset: &str) -> Option<String> {
     let sets = sets::ahead(before, ruleset);
     (!sets.is_empty()).then(|| format!("table ip tartarus {{\n{sets}}}\n"))
 }
 
 /// Removes the sets of `before` that `ruleset` does not ask any more, at the end of an [`update`].
-pub fn leave(before: &str, ruleset: &str) -> String {
+pub(crate) fn leave(before: &str, ruleset: &str) -> String {
     sets::left(before, ruleset)
 }
 
 /// Puts `ruleset` in the place of another one of [`ruleset`], in one transaction and without a moment in which neither
 /// holds: chains stay hooked, and only what is in them changes. Counters begin anew, addresses that are pinned stay where
 /// `keep_pins`.
-pub fn update(ruleset: &str, pins: &str, keep_pins: bool) -> String {
+pub(crate) fn update(ruleset: &str, pins: &str, keep_pins: bool) -> String {
     let mut batch = String::from("flush table netdev tartarus\nflush table ip tartarus\n");
     for name in contract::NETDEV_COUNTERS {
         batch += &format!("delete counter netdev tartarus {name}\n");
@@ -79,7 +105,7 @@ pub fn update(ruleset: &str, pins: &str, keep_pins: bool) -> String {
 
 /// Pins addresses for so many seconds each. One that is pinned already gets the new time: it is added, so that it is there,
 /// removed and added.
-pub fn pins(addresses: &[(Ipv4Addr, u64)], renewed: bool) -> String {
+pub(crate) fn pins(addresses: &[(Ipv4Addr, u64)], renewed: bool) -> String {
     if addresses.is_empty() {
         return String::new();
     }
@@ -98,6 +124,19 @@ pub fn pins(addresses: &[(Ipv4Addr, u64)], renewed: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_wakes_up_names_no_chain_at_a_hook_anew() {
+        let site = Site { outer: Ipv4Addr::new(198, 18, 0, 1), host_addresses: vec![], without: None };
+        let whole = ruleset(&Contract::default(), 1, &site);
+        let text = awaken(&whole);
+        let hooks = |text: &str| text.matches("policy drop").count();
+        assert_eq!((hooks(&whole), hooks(&text)), (4, 0));
+        assert!(text.contains("add rule ip tartarus forward iif \"tap0\" goto outbound\n"), "{text}");
+        assert_eq!(text.matches("\ntable ").count(), whole.matches("\ntable ").count());
+        let rules = |text: &str| text.lines().filter(|line| line.contains("drop") || line.contains("accept")).count();
+        assert_eq!(rules(&text) + 4, rules(&whole), "all but the hooks themselves");
+    }
 
     #[test]
     fn a_pin_is_renewed_by_its_removal() {

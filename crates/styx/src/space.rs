@@ -19,7 +19,7 @@ use crate::enter::{Namespace, enter, on_thread, within};
 use crate::events::Events;
 use crate::links::Links;
 use crate::rules::{self, Guard, Site};
-use crate::{DNS_PORT, GATEWAY, PINS, StyxError, nft, tap};
+use crate::{DNS_PORT, GATEWAY, PINS, StyxError, nft};
 
 pub(crate) use make::{capacity, pair};
 
@@ -39,8 +39,7 @@ pub(crate) struct Place {
 pub struct Space {
     /// The namespace.
     pub namespace: Arc<OwnedFd>,
-    /// The guest's peer (one queue, no packet information, virtio-net headers); none after [`crate::Styx::adopt`], where the
-    /// hypervisor has it.
+    /// The guest's peer (one queue, plain frames); none after [`crate::Styx::adopt`], where the hypervisor has it.
     pub tap: Option<Arc<OwnedFd>>,
     /// Which one of the range.
     pub index: u32,
@@ -48,26 +47,52 @@ pub struct Space {
     pub outer: Ipv4Addr,
     place: Place,
     events: Events,
-    state: Mutex<State>,
+    /// Held by the thread that changes what is in force, to its end: who stops waiting for it lets nothing past.
+    state: Arc<Mutex<State>>,
 }
 
 /// What is in force.
 struct State {
     /// As it must be listed.
     ruleset: String,
-    /// Whether anything but the dormant rules is in force, so that there is something to keep.
-    awake: bool,
     /// Whether a guest may run that would use a moment in which rules are there and their sets are not.
     used: bool,
     /// The contract in force, as far as it is known here.
     contract: Option<Contract>,
     /// Until when which addresses are pinned, so that they can be put back.
     pins: HashMap<Ipv4Addr, Instant>,
+    /// For the first contract, which is in a hurry.
+    applier: Option<nft::Applier>,
 }
 
 impl State {
     fn dormant(used: bool) -> Self {
-        Self { ruleset: rules::dormant(), awake: false, used, contract: None, pins: HashMap::new() }
+        Self { ruleset: rules::dormant(), used, contract: None, pins: HashMap::new(), applier: None }
+    }
+
+    /// Whether anything but the dormant rules is in force, so that there is something to keep.
+    fn awake(&self) -> bool {
+        nft::difference(&rules::dormant(), &self.ruleset).is_some()
+    }
+
+    /// Puts `contract` in force by its `ruleset`, in the namespace of the calling thread.
+    fn put(&mut self, contract: &Contract, ruleset: String) -> Result<(), StyxError> {
+        let keeps_pins = match &self.contract {
+            Some(before) => before.domains.iter().all(|rule| contract.domains.contains(rule)),
+            // Of one that was taken over it is not known whose pins there are, unless it is this very one.
+            None => nft::difference(&self.ruleset, &ruleset).is_none(),
+        };
+        if !keeps_pins {
+            self.pins.clear();
+        }
+        let before = match (self.awake(), self.used) {
+            (true, _) => Before::Rules(self.ruleset.clone()),
+            (false, true) => Before::Guest,
+            (false, false) => Before::Nothing(self.applier.take()),
+        };
+        put_here(&ruleset, &rules::pins(&self.held(), false), before, keeps_pins)?;
+        (self.ruleset, self.used, self.contract) = (ruleset, true, Some(contract.clone()));
+        Ok(())
     }
 
     /// Pins that still hold, with the seconds they have.
@@ -80,121 +105,55 @@ impl State {
 
 impl Space {
     /// Puts `contract` in force, and sees that it is. `generation` is higher than that of the contract before: connections
-    /// that the new one does not allow are cut, others go on, pins stay. Where a domain is not listed any more all pins go;
-    /// [`Self::apply_keeping`] keeps those that the caller names. With an error nothing passes any more.
+    /// that the new one does not allow are cut, others go on. Pins stay, unless a domain is not listed any more: then all go.
+    /// With an error nothing passes any more.
     pub async fn apply(&self, contract: &Contract, generation: u32) -> Result<(), StyxError> {
-        let mut state = self.state.lock().await;
-        let listed = |rule| contract.domains.contains(rule);
-        // Of one that was taken over it is not known whose pins there are: names are asked for again.
-        let keeps = match &state.contract {
-            Some(before) => before.domains.iter().all(listed),
-            None => !state.awake,
-        };
-        if !keeps {
-            state.pins.clear();
-        }
-        self.put(&mut state, contract, generation, keeps).await
-    }
-
-    /// As [`Self::apply`], with exactly these pins, for as long as each says.
-    pub async fn apply_keeping(
-        &self,
-        contract: &Contract,
-        generation: u32,
-        pins: &[(Ipv4Addr, Duration)],
-    ) -> Result<(), StyxError> {
-        let mut state = self.state.lock().await;
-        let now = Instant::now();
-        state.pins = pins.iter().take(PINS).map(|(address, lifetime)| (*address, now + *lifetime)).collect();
-        self.put(&mut state, contract, generation, false).await
-    }
-
-    async fn put(
-        &self,
-        state: &mut State,
-        contract: &Contract,
-        generation: u32,
-        keep_pins: bool,
-    ) -> Result<(), StyxError> {
         let (place, namespace, outer) = (self.place.clone(), self.namespace.clone(), self.outer);
-        let wanted = contract.clone();
-        let before = match (state.awake, state.used) {
-            (true, _) => Before::Rules(state.ruleset.clone()),
-            (false, used) => {
-                if used {
-                    Before::Guest
-                } else {
-                    Before::Nothing
-                }
-            }
-        };
-        let held = state.held();
-        let done = on_thread(move || {
-            let put = || {
+        let (contract, mut state) = (contract.clone(), self.state.clone().lock_owned().await);
+        on_thread(move || {
+            let mut put = || {
                 enter(&place.node)?;
                 let host_addresses = Links::here()?.addresses()?.iter().map(|(_, net)| net.addr()).collect();
                 enter(&namespace)?;
                 let site = Site { outer, host_addresses, without: place.without };
-                let ruleset = rules::ruleset(&wanted, generation, &site);
-                put_here(&ruleset, &rules::pins(&held, false), &before, keep_pins)?;
-                Ok(ruleset)
+                state.put(&contract, rules::ruleset(&contract, generation, &site))
             };
-            put().inspect_err(|_| close_here(&namespace))
-        })
-        .await;
-        match done {
-            Ok(ruleset) => {
-                (state.ruleset, state.awake, state.used) = (ruleset, true, true);
-                state.contract = Some(contract.clone());
-                Ok(())
-            }
-            Err(error) => {
+            let done = put();
+            if done.is_err() {
                 *state = State::dormant(true);
-                Err(error)
+                close_here(&namespace);
             }
-        }
-    }
-
-    /// Leaves the TAP to a hypervisor that opens it by its name, `tap0`: it stays, and is open nowhere. The namespace is held by
-    /// [`Self::namespace`] alone then.
-    ///
-    /// # Errors
-    /// When the kernel does not let it stay.
-    pub fn leave_tap(&mut self) -> Result<(), StyxError> {
-        self.tap.take().map_or(Ok(()), |open| tap::persist(&open))
-    }
-
-    /// Lets nothing pass any more.
-    pub async fn close(&self) -> Result<(), StyxError> {
-        let mut state = self.state.lock().await;
-        *state = State::dormant(true);
-        let dormant = state.ruleset.clone();
-        nft::apply(self.namespace.clone(), rules::replace(&dormant, ""), dormant).await
+            done
+        })
+        .await
     }
 
     /// Lets the guest reach addresses for so long each, on the contract's ports, in one step. One that is pinned already gets
-    /// the new time. More than [`PINS`] at once are refused, the last ones first.
-    /// `under` must be the contract in force: an update may have overtaken whoever asks.
+    /// the new time. `under` must be the contract in force: an update may have overtaken whoever asks.
+    ///
+    /// # Errors
+    /// When another contract is in force, more addresses than a namespace remembers would be pinned, or the kernel refuses:
+    /// none is pinned then.
     pub async fn pin(&self, addresses: &[(Ipv4Addr, Duration)], under: &Contract) -> Result<(), StyxError> {
-        let mut state = self.state.lock().await;
-        if !state.awake || state.contract.as_ref() != Some(under) {
+        let mut state = self.state.clone().lock_owned().await;
+        if state.contract.as_ref() != Some(under) {
             return Err(StyxError::Changed("the contract that allowed it is not in force".to_owned()));
         }
         let now = Instant::now();
         state.pins.retain(|_, until| *until > now);
-        let mut chosen: Vec<(Ipv4Addr, u64)> = Vec::new();
-        for (address, lifetime) in addresses {
-            let known = state.pins.contains_key(address);
-            if chosen.iter().any(|(other, _)| other == address) || (!known && state.pins.len() >= PINS) {
-                continue;
-            }
-            state.pins.insert(*address, now + *lifetime);
-            chosen.push((*address, lifetime.as_secs_f64().ceil() as u64));
+        let chosen: HashMap<Ipv4Addr, Duration> = addresses.iter().copied().collect();
+        let more = chosen.keys().filter(|address| !state.pins.contains_key(address)).count();
+        if state.pins.len() + more > PINS {
+            return Err(StyxError::Pinned);
         }
-        match rules::pins(&chosen, true) {
-            text if text.is_empty() => Ok(()),
-            text => nft::batch(self.namespace.clone(), text).await,
-        }
+        within(self.namespace.clone(), move || {
+            let seconds: Vec<_> =
+                chosen.iter().map(|(at, lifetime)| (*at, lifetime.as_secs_f64().ceil() as u64)).collect();
+            nft::run("apply rules", &["-f", "-"], &rules::pins(&seconds, true))?;
+            state.pins.extend(chosen.into_iter().map(|(at, lifetime)| (at, now + lifetime)));
+            Ok(())
+        })
+        .await
     }
 
     /// What became of packets since the contract was put in force, and destinations that were refused, the newest first.
@@ -204,7 +163,12 @@ impl Space {
         let contract = state.contract.clone().unwrap_or_default();
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = Timestamp(i64::try_from(since.as_micros()).unwrap_or(i64::MAX));
-        Ok(seen::read(&json, &contract, |address| state.pins.contains_key(&address), now))
+        Ok(seen::read(
+            &json,
+            &contract,
+            |address| state.pins.get(&address).is_some_and(|until| *until > Instant::now()),
+            now,
+        ))
     }
 
     /// Sockets at the gateway's port for names, for UDP and TCP; they do not block.
@@ -222,22 +186,22 @@ impl Space {
         within(self.namespace.clone(), task).await
     }
 
+    /// Drops what was heard of changes so far, such as those by [`Self::apply`].
+    pub fn forget_changes(&self) {
+        self.events.forget();
+    }
+
     /// Waits until links, addresses, routes or rules of the namespace change, for whatever reason; [`Self::check`] says
     /// whether they are as they must be. One caller at a time hears of each change.
     pub async fn changed(&self) -> Result<(), StyxError> {
         self.events.changed().await.map(drop)
     }
-
-    /// Pins that still hold.
-    pub async fn pins(&self) -> Vec<(Ipv4Addr, Duration)> {
-        self.state.lock().await.held().into_iter().map(|(at, left)| (at, Duration::from_secs(left))).collect()
-    }
 }
 
 /// What a ruleset is put in the place of.
 enum Before {
-    /// The dormant rules, and no guest runs.
-    Nothing,
+    /// The dormant rules, and no guest runs; with what may wait for this.
+    Nothing(Option<nft::Applier>),
     /// Whatever there is, while a guest runs.
     Guest,
     /// These rules, of which there is something to keep.
@@ -245,16 +209,24 @@ enum Before {
 }
 
 /// Puts `ruleset` in force in the namespace of the calling thread.
-fn put_here(ruleset: &str, pins: &str, before: &Before, keep_pins: bool) -> Result<(), StyxError> {
-    if let Before::Rules(before) = before {
-        match change_here(before, ruleset, if keep_pins { "" } else { pins }, keep_pins) {
+fn put_here(ruleset: &str, pins: &str, before: Before, keep_pins: bool) -> Result<(), StyxError> {
+    match before {
+        Before::Nothing(applier) => {
+            let applier = match applier.and_then(nft::Applier::waiting) {
+                Some(applier) => applier,
+                None => nft::Applier::here()?,
+            };
+            match applier.apply(&(rules::awaken(ruleset) + pins), ruleset) {
+                Ok(()) => return Ok(()),
+                Err(error) => tracing::warn!(%error, "rules could not be added to those that let nothing pass"),
+            }
+        }
+        Before::Rules(before) => match change_here(&before, ruleset, if keep_pins { "" } else { pins }, keep_pins) {
             Ok(()) => return Ok(()),
             // Somebody else changed what the update was made for: all of it is replaced.
             Err(error) => tracing::warn!(%error, "rules could not be changed in place and are replaced"),
-        }
-    }
-    if matches!(before, Before::Nothing) {
-        return nft::apply_here(&rules::replace(ruleset, pins), ruleset);
+        },
+        Before::Guest => {}
     }
     let sets = rules::prepare("", ruleset).unwrap_or_default();
     nft::run("apply rules", &["-f", "-"], &rules::replace(&rules::dormant(), &sets))?;

@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 
@@ -39,8 +40,12 @@ pub(crate) fn make() -> Result<OwnedFd, StyxError> {
     Ok(tun)
 }
 
-/// Has it stay without being open, for a hypervisor that opens it by its name.
-pub(crate) fn persist(tap: &OwnedFd) -> Result<(), StyxError> {
+/// Leaves it to a hypervisor that opens it by its name, `tap0`: it stays, and is open nowhere. Its namespace is held by
+/// [`crate::Space::namespace`] alone then.
+///
+/// # Errors
+/// When the kernel does not let it stay.
+pub fn leave_tap(tap: Arc<OwnedFd>) -> Result<(), StyxError> {
     // SAFETY: the call takes a number.
     if unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETPERSIST, 1 as libc::c_ulong) } < 0 {
         return Err(StyxError::system("keep a TAP")(io::Error::last_os_error()));

@@ -95,9 +95,43 @@ fn a_pinned_address_is_reached_for_its_time() {
         assert!(!support::talks(&mut long), "what is allowed no more is cut by an update");
         space.mend().await.unwrap();
         assert!(guest.tcp(OTHER, 80), "and mending too");
+        let old = contract.clone();
         contract.domains = vec!["example.com".parse().unwrap()];
+        // Nobody waits for this one; it is done before the update, or not at all.
+        let addresses = [(PUBLIC, Duration::from_secs(60))];
+        let pin = space.pin(&addresses, &old);
+        assert!(tokio::time::timeout(Duration::from_micros(50), pin).await.is_err());
         space.apply(&contract, 3).await.unwrap();
         assert!(!guest.tcp(OTHER, 80), "unless a name is listed no more");
+        assert!(space.pin(&[(OTHER, Duration::from_secs(60))], &old).await.is_err(), "another contract is in force");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(!guest.tcp(PUBLIC, 80) && !guest.tcp(OTHER, 80));
+    });
+}
+
+/// What ends on its way here begins and ends nothing that the node would keep.
+#[test]
+fn what_would_not_arrive_is_not_looked_at() {
+    in_world(async |_world| {
+        let (_styx, space, guest) = sandbox(alone(), &open()).await;
+        let inside = support::Ns(space.namespace.clone());
+        let connections = || -> usize {
+            let read = || std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap();
+            inside.run(read).trim().parse().unwrap()
+        };
+        let send = |ttl: u32| {
+            for _ in 0..20 {
+                let socket = guest.socket(PUBLIC, 9);
+                socket.set_ttl(ttl).unwrap();
+                socket.send(b"x").unwrap();
+            }
+        };
+        send(64);
+        assert!(support::soon(async || connections() >= 20).await, "{}", connections());
+        let before = connections();
+        send(1);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(connections(), before);
     });
 }
 

@@ -3,8 +3,7 @@
 
 mod support;
 
-use std::io::Read;
-use std::io::Write;
+use std::io::{BufRead as _, Read, Write};
 use std::time::{Duration, Instant};
 
 use styx::{Options, Space, Styx};
@@ -249,9 +248,11 @@ fn two_hundred_at_once_and_what_each_costs() {
 #[tokio::test]
 async fn holder() {
     if std::env::var_os("STYX_HOLD").is_some() {
+        println!("begins");
         let styx = Styx::new(Options { pool: 1, ..Options::default() });
         let space = styx.take().await.unwrap();
         space.apply(&open(), 1).await.unwrap();
+        space.apply(&allow(&["192.0.2.0/24"], &["80"]), 2).await.unwrap();
         while styx.waiting().await == 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -260,15 +261,60 @@ async fn holder() {
     }
 }
 
+/// With a process group of its own, in which all that it starts is too.
+fn start_holder() -> std::process::Child {
+    use std::os::unix::process::CommandExt;
+    std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "holder", "--nocapture"])
+        .env("STYX_HOLD", "1")
+        .stdout(std::process::Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .unwrap()
+}
+
+/// Processes of a group that are more than a number somebody has to collect.
+fn alive_of(group: u32) -> usize {
+    let of = |stat: &String| {
+        // After the name, which may have anything in it: state, parent, group.
+        let mut fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
+        let state = fields.next().unwrap().to_owned();
+        state != "Z" && fields.nth(1) == Some(&group.to_string())
+    };
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    all.filter_map(|entry| std::fs::read_to_string(entry.path().join("stat")).ok()).filter(of).count()
+}
+
+/// From the check of the path to an update and a pool that is filled again: wherever it is then.
+#[test]
+fn killed_at_any_moment_it_leaves_nothing() {
+    in_world(async |world| {
+        let mut seen = std::collections::BTreeSet::new();
+        for after in (0..300).step_by(6).map(Duration::from_millis) {
+            let mut holder = start_holder();
+            let mut said = std::io::BufReader::new(holder.stdout.take().unwrap()).lines();
+            assert!(said.any(|line| line.unwrap().contains("begins")), "it never began");
+            tokio::time::sleep(after).await;
+            let links = || world.node.sh("ip -o link").matches(": tt").count();
+            seen.insert(links());
+            holder.kill().unwrap();
+            holder.wait().unwrap();
+            assert!(soon(async || links() == 0).await, "links, killed after {after:?}");
+            let gone = || alive_of(holder.id()) == 0;
+            assert!(soon(async || gone()).await, "processes, killed after {after:?}");
+        }
+        assert!(seen.len() > 1, "it was killed at several steps: {seen:?}");
+        let styx = Styx::new(alone());
+        styx.ready().await.unwrap();
+        styx.close().await.unwrap();
+        assert_eq!(world.node.sh("nft list ruleset"), "");
+    });
+}
+
 #[test]
 fn a_killed_holder_leaves_nothing() {
     in_world(async |world| {
-        let mut holder = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "holder", "--nocapture"])
-            .env("STYX_HOLD", "1")
-            .stdout(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut holder = start_holder();
         let links = || world.node.sh("ip -o link").matches(": tt").count();
         assert!(soon(async || links() == 2).await);
         holder.kill().unwrap();

@@ -49,8 +49,8 @@ pub struct Network {
     pub namespace: Arc<OwnedFd>,
     /// The TAP in that namespace, opened with `IFF_NO_PI`. With `IFF_VNET_HDR` as well a snapshot of the machine could only be
     /// restored on another such TAP, and neither on another nor without a network. `None` for a driver that
-    /// [opens it by name](Driver::opens_tap): then it is called `tap0`, was made with
-    /// `IFF_NO_PI | IFF_VNET_HDR`, stays without being open, and is open nowhere, since a second descriptor is refused.
+    /// [opens it by name](Driver::opens_tap): then it is called `tap0`, was made with `IFF_NO_PI`, stays without being open, and
+    /// is open nowhere, since a second descriptor is refused; the driver sets `IFF_VNET_HDR` and its owner.
     pub tap: Option<Arc<OwnedFd>>,
 }
 

@@ -10,6 +10,7 @@ use styx::names::Upstream;
 use styx::{Space, Styx, StyxError};
 use tartarus_api::doctor::{Check, Status};
 use tartarus_types::{Contract, NetMode, Timestamp};
+use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) use running::Network;
 pub use styx::Guard;
@@ -52,26 +53,35 @@ impl Networks {
         Self { styx, dns, upstream: tokio::sync::OnceCell::new(), clock }
     }
 
-    /// A namespace in which nothing passes yet; `None` for a contract without a network.
-    pub(crate) async fn take(&self, contract: &Contract) -> Result<Option<Space>, CannotStart> {
+    /// Begins a sandbox's network; `None` for a contract without one.
+    pub(crate) async fn begin(self: &Arc<Self>, contract: &Contract) -> Result<Option<Coming>, CannotStart> {
         if contract.mode == NetMode::None {
             return Ok(None);
         }
-        // A name server that is missing now is missing when the first name is asked for.
-        self.upstream().await.map_err(CannotStart::never)?;
-        self.styx.take().await.map(Some).map_err(|e| {
+        let mut space = self.styx.take().await.map_err(|e| {
             let why = format!("it has no network: {e}");
             match e {
                 // Until somebody does something about it.
                 StyxError::NotRoot | StyxError::NoNft | StyxError::NotReady(_) => CannotStart::never(why),
                 _ => CannotStart::retry(why),
             }
-        })
+        })?;
+        let (namespace, tap) = (space.namespace.clone(), space.tap.take());
+        let (networks, kept) = (self.clone(), Kept::first(contract));
+        let started = tokio::spawn(async move { networks.start(space, &kept).await });
+        Ok(Some(Coming { namespace, tap, started: AbortOnDropHandle::new(started) }))
     }
 
     /// Puts a contract in force in a namespace, and keeps it so.
-    pub(crate) async fn start(&self, space: Space, kept: &Kept) -> Result<Network, String> {
-        let upstream = self.upstream().await?;
+    async fn start(&self, space: Space, kept: &Kept) -> Result<Network, String> {
+        let upstream = match self.upstream().await {
+            Ok(upstream) => upstream,
+            // It may need no name. The next sandbox asks again.
+            Err(why) => {
+                tracing::warn!(%why, "a sandbox has a network without names");
+                Arc::new(Upstream::nobody().map_err(|e| e.to_string())?)
+            }
+        };
         Network::start(space, kept, upstream, self.clock).await
     }
 
@@ -113,6 +123,22 @@ impl Networks {
             checks.push(Check { name: name(), status: Status::Ok, found, advice: None });
         }
         checks
+    }
+}
+
+/// A network whose contract is put in force beside all else that a start takes. Nothing passes before: a guest that boots meets
+/// a card that leads nowhere yet, and one that is restored goes on only when it is spoken to, which is after this.
+pub(crate) struct Coming {
+    pub(crate) namespace: Arc<OwnedFd>,
+    /// The guest's peer.
+    pub(crate) tap: Option<Arc<OwnedFd>>,
+    started: AbortOnDropHandle<Result<Network, String>>,
+}
+
+impl Coming {
+    /// Waits until the contract is in force, and was seen to be.
+    pub(crate) async fn started(self) -> Result<Network, String> {
+        self.started.await.map_err(|e| e.to_string())?
     }
 }
 

@@ -15,6 +15,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::Kept;
 
+/// Counters take milliseconds to read; who waits for them holds its sandbox's other requests back.
+const READ: Duration = Duration::from_secs(2);
+/// Until a namespace in which nothing changes is looked at for the first time.
+const FIRST_CHECK: Duration = Duration::from_secs(1);
+
 /// A namespace whose contract is in force. Dropping it ends the resolver; the namespace goes with its machine.
 pub(crate) struct Network {
     space: Arc<Space>,
@@ -70,11 +75,12 @@ impl Network {
         Ok(())
     }
 
+    /// All but the contract, of which the caller knows more.
     pub(crate) async fn status(&self) -> Result<NetStatus, String> {
-        let contract = NetStatus { contract: (**self.contract.borrow()).clone(), ..NetStatus::default() };
-        let (counters, blocked) = self.space.counters().await.map_err(|e| e.to_string())?;
+        let read = tokio::time::timeout(READ, self.space.counters()).await;
+        let (counters, blocked) = read.map_err(|_| "its rules cannot be read in time")?.map_err(|e| e.to_string())?;
         let mended = self.mended.load(Ordering::Relaxed);
-        Ok(NetStatus { counters, blocked, refused_names: self.refused.list(), mended, ..contract })
+        Ok(NetStatus { counters, blocked, refused_names: self.refused.list(), mended, ..NetStatus::default() })
     }
 
     /// Waits until its contract cannot be kept any more: the machine must end.
@@ -105,8 +111,13 @@ async fn keep(
     tell: watch::Sender<Option<String>>,
 ) {
     let tell = Watching(tell);
+    // What was put in force was read back just now: until something changes again, the sandbox's start needs the processor more.
+    // What changed before this was heard is seen then.
+    let mut first = Some(FIRST_CHECK);
+    space.forget_changes();
     loop {
-        if let Err(e) = space.changed().await {
+        let changed = tokio::time::timeout(first.take().unwrap_or(Duration::MAX), space.changed()).await;
+        if let Ok(Err(e)) = changed {
             tell.0.send_replace(Some(format!("its rules cannot be watched: {e}")));
             return;
         }

@@ -2,12 +2,10 @@
 //! sandbox's folder is the task's, which removes it when the end is on record.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
-use styx::Space;
 use tartarus_api::node::{Assignment, StartedFrom};
-use tartarus_guest::HelloAck;
+use tartarus_guest::{HelloAck, SETS_CARD_UP};
 use tartarus_runtime::Network as Peer;
 use tartarus_runtime::{Adopted, Channel, Deadlines, RuntimeError, Vm, VmExit};
 use tokio::sync::mpsc;
@@ -18,7 +16,7 @@ use super::ending;
 use super::warm::warm_up;
 use crate::ledger::{Home, RestoredFrom};
 use crate::link::{self, GuestEvent, GuestLink, Identity, LinkError};
-use crate::net::{Kept, Network, Networks};
+use crate::net::{Coming, Network};
 use crate::workshop::{CannotStart, Hold, Ready, Start};
 
 /// Events of a guest that wait for the task; more hold the guest back.
@@ -31,15 +29,10 @@ const SUPERVISOR_SLACK_MS: u64 = 10_000;
 /// and nothing but another end of a connection tells it otherwise (7.2, `flush_buf` and `virtio_serial_close`).
 const REDIAL: Duration = Duration::from_secs(3);
 
-/// The version of the guest protocol from which on a guest sets its card up.
-const NET_SINCE: u32 = 3;
-
 /// Files are there; nothing runs.
 pub(super) struct Prepared {
     ready: Ready,
-    /// Its network, in which nothing passes yet, and the contract that it shall have.
-    space: Option<(Space, Kept)>,
-    networks: Arc<Networks>,
+    network: Option<Coming>,
     /// The ledger's part of it is on its way to the disk.
     pub(super) created: Option<JoinHandle<io::Result<()>>>,
 }
@@ -99,16 +92,16 @@ impl Prepared {
         });
         // Side by side: the machine is not started before a restarted agent would know of it.
         let contract = &assignment.spec.net;
-        let (written, ready, space) =
-            tokio::join!(written, ctx.workshop.machine(&assignment.spec, home.dir()), ctx.networks.take(contract));
+        let (written, ready, network) =
+            tokio::join!(written, ctx.workshop.machine(&assignment.spec, home.dir()), ctx.networks.begin(contract));
         written.map_err(CannotStart::retry)?.map_err(ledger)?;
         let ready = ready?;
-        let space = space?.map(|space| (space, Kept::first(contract)));
+        let network = network?;
         if let Start::Snapshot { golden, memory, .. } = &ready.start {
             let from = RestoredFrom { golden: golden.clone(), memory: memory.clone() };
             home.mark_restored(&from).map_err(ledger)?;
         }
-        Ok(Self { ready, space, networks: ctx.networks.clone(), created: Some(created) })
+        Ok(Self { ready, network, created: Some(created) })
     }
 
     /// The driver's name, and how the machine comes up.
@@ -124,20 +117,16 @@ impl Prepared {
     pub(super) async fn launch(mut self, start_ms: u64) -> Result<Launched, CannotStart> {
         let deadlines = Deadlines { wall_ms: Some(start_ms + SUPERVISOR_SLACK_MS), idle_ms: None, lease_ms: None };
         let Ready { mut machine, driver, start } = self.ready;
-        let networks = self.networks;
-        if let Some((space, _)) = &mut self.space {
-            let tap = match driver.opens_tap() {
-                true => space.leave_tap().map(|()| None).map_err(CannotStart::retry)?,
-                false => space.tap.take(),
+        if let Some(coming) = &mut self.network {
+            let tap = match coming.tap.take() {
+                Some(tap) if driver.opens_tap() => styx::leave_tap(tap).map(|()| None).map_err(CannotStart::retry)?,
+                tap => tap,
             };
-            machine.network = Some(Peer { namespace: space.namespace.clone(), tap });
+            machine.network = Some(Peer { namespace: coming.namespace.clone(), tap });
         }
-        let space = self.space;
-        // Beside the hypervisor's start. Nothing passes before: a guest that boots meets a card that leads nowhere yet, and
-        // one that is restored goes on only when it is spoken to.
         let network = async {
-            let Some((space, kept)) = space else { return Ok(None) };
-            networks.start(space, &kept).await.map(Some)
+            let Some(coming) = self.network else { return Ok(None) };
+            coming.started().await.map(Some)
         };
         let (hold, files, origin, vm, network) = match start {
             Start::Cold { files, .. } => {
@@ -202,7 +191,7 @@ pub(super) async fn greet(
             false => Ok(opening.await),
         };
         match opened {
-            Ok(Ok((_, ack))) if needs_net && ack.version < NET_SINCE => {
+            Ok(Ok((_, ack))) if needs_net && ack.version < SETS_CARD_UP => {
                 let why = "the guest agent in its snapshot is older than sandboxes' networks";
                 return Err(CannotStart::retry(why));
             }

@@ -11,6 +11,7 @@ mod dying;
 mod ending;
 mod execs;
 mod forwards;
+mod heard;
 mod make;
 mod net;
 mod pause;

@@ -15,6 +15,7 @@ use super::serve::Opened;
 use super::steady::{SUPERVISOR_SLACK_MS, Steady};
 use super::task::{End, Task, stops};
 use crate::ledger::Pauses;
+use crate::net::Network;
 
 /// Clocks that stand still with the machine: what was left of them.
 #[derive(Debug, Clone, Copy)]
@@ -86,6 +87,7 @@ impl Task {
         &mut self,
         vm: &dyn Vm,
         opened: Option<&Opened>,
+        network: Option<&Network>,
     ) -> Result<Option<Box<dyn Channel>>, End> {
         let pauses = self.home.pauses();
         let Some(since) = pauses.since else {
@@ -159,9 +161,16 @@ impl Task {
                     vm.wait().await;
                     return Err(End::Outcome(ending::outcome(None, Asked { kill: Some(reason), limit: None })));
                 }
+                // Its forwards are opened when its guest answers.
+                Some(request @ Request::SetNet { .. }) => {
+                    super::requests::refuse(
+                        request,
+                        "it stands still since before its node was restarted: resume it first",
+                    );
+                }
                 Some(request) => {
                     let Some(request) = (match opened {
-                        Some(opened) => opened.serve(self, request),
+                        Some(opened) => opened.serve(self, network, request).await,
                         None => Some(request),
                     }) else {
                         continue;

@@ -6,16 +6,18 @@ use std::sync::Arc;
 
 use tartarus_api::node::{ExecSpec, Target};
 use tartarus_guest::{Header, Kind, Start};
+use tartarus_types::net::NetStatus;
 use tartarus_types::{ErrorCode, ExecId, Outcome, Reason, Refusal, SandboxSpec, SnapshotUse};
 use tokio::sync::{mpsc, watch};
 
-use super::Request;
 use super::ending::Asked;
 use super::execs::{self, StoredExec};
 use super::process::{Note, Process};
 use super::steady::{MAIN, Steady};
 use super::task::Task;
 use super::warm::warm_start;
+use super::{Reply, Request};
+use crate::net::Network;
 use crate::outbox::OUTBOX;
 use crate::output::LiveLog;
 
@@ -74,9 +76,7 @@ impl Steady {
             Request::Resume { reply } => {
                 let _ = reply.send(self.resume(task).await);
             }
-            Request::Net { reply } => {
-                let _ = reply.send(self.net_status(task).await);
-            }
+            Request::Net { reply } => tell_net(task, self.network.as_ref(), reply).await,
             Request::SetNet { contract, reply } => {
                 let _ = reply.send(self.set_net(task, *contract).await);
             }
@@ -178,13 +178,21 @@ impl Opened {
     }
 
     /// Answers what needs no guest; gives any other request back.
-    pub(super) fn serve(&self, task: &Task, request: Request) -> Option<Request> {
+    pub(super) async fn serve(&self, task: &Task, network: Option<&Network>, request: Request) -> Option<Request> {
         match request {
+            Request::Net { reply } => tell_net(task, network, reply).await,
             Request::ExecStatus { id, reply } => drop(reply.send(exec_status(task, &self.processes, &id))),
             Request::Log { target, reply } => drop(reply.send(log_of(&self.processes, &target))),
             other => return Some(other),
         }
         None
+    }
+}
+
+/// Whoever has gone away meanwhile costs nothing.
+async fn tell_net(task: &Task, network: Option<&Network>, reply: Reply<NetStatus>) {
+    if !reply.is_closed() {
+        let _ = reply.send(task.net_status(network).await);
     }
 }
 

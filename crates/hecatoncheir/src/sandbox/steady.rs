@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tartarus_api::node::{Moment, Report, Target};
+use tartarus_api::node::Target;
 use tartarus_guest::{Header, Kind};
 use tartarus_runtime::{Deadlines, Vm, VmExit};
 use tartarus_types::{Outcome, Reason, SnapshotUse, Timestamp};
@@ -26,7 +26,7 @@ use crate::workshop::Hold;
 /// The main command's number in the guest.
 pub(super) const MAIN: u32 = 0;
 /// After a time limit: for the killed command's last output to arrive.
-const DRAIN: Duration = Duration::from_secs(1);
+pub(super) const DRAIN: Duration = Duration::from_secs(1);
 /// The supervisor's limits lie beyond the agent's own, which end things with more care.
 pub(super) const SUPERVISOR_SLACK_MS: u64 = 3_000;
 /// A command that was let begin is given at least so long to start, ms: the guest answered just now.
@@ -54,7 +54,7 @@ pub(super) struct Steady {
     /// Signal and grace of the kill that was last obeyed.
     killed: Option<(i32, u64)>,
     /// The machine is ended then, whatever its command does.
-    end_at: Option<Instant>,
+    pub(super) end_at: Option<Instant>,
     pub(super) limit_at: Option<Instant>,
     /// The command must have started by then.
     pub(super) start_at: Option<Instant>,
@@ -183,7 +183,7 @@ impl Steady {
 
     /// Sets the limits, here and beyond them at the supervisor: those of the command once it has started, until then
     /// those of its start, with room for all of the command.
-    async fn arm(&mut self, task: &Task, started: Option<Timestamp>) {
+    pub(super) async fn arm(&mut self, task: &Task, started: Option<Timestamp>) {
         let spec = &task.assignment.spec;
         let now = task.now();
         let start_ms = task.assignment.start_deadline.ms_since(now).max(MIN_START_MS);
@@ -302,95 +302,6 @@ impl Steady {
         }
     }
 
-    async fn on_guest(&mut self, task: &Task, event: GuestEvent) {
-        let fine = match event {
-            // One that has ended here, while this was on its way.
-            GuestEvent::Started { process }
-            | GuestEvent::StdinTaken { process, .. }
-            | GuestEvent::Ended { process, .. }
-                if process <= self.highest && !self.processes.contains_key(&process) =>
-            {
-                true
-            }
-            GuestEvent::Started { process } => {
-                if process == MAIN {
-                    self.on_started(task).await;
-                }
-                self.processes.contains_key(&process)
-            }
-            GuestEvent::Output { process, stream, offset, bytes } => {
-                self.used();
-                self.processes.get(&process).is_some_and(|p| p.output(stream, offset, &bytes))
-            }
-            GuestEvent::StdinTaken { process, taken } => {
-                let link = &self.link;
-                self.processes.get_mut(&process).is_some_and(|p| p.stdin.taken(taken) && p.stdin.pump(process, link))
-            }
-            GuestEvent::Ended { process, end } => self.processes.get_mut(&process).is_some_and(|p| {
-                p.stdin.close();
-                p.end.get_or_insert(end);
-                p.finish();
-                true
-            }),
-            // Asked for by nobody in this state.
-            GuestEvent::Runner(_) | GuestEvent::Frozen(_) => false,
-            GuestEvent::Gone(why) => {
-                self.gone = Some(why.clone());
-                // A machine whose agent is gone is of no use; its own end may be on the way and says more.
-                self.end_at = Some(Instant::now() + DRAIN);
-                if why.contains("agent") {
-                    self.fail(Reason::GuestDied, &why);
-                }
-                true
-            }
-        };
-        if !fine {
-            self.fail(Reason::GuestDied, "the guest agent broke the protocol");
-        }
-    }
-
-    async fn on_started(&mut self, task: &Task) {
-        if started_at(task).is_some() {
-            return;
-        }
-        let at = task.now();
-        self.arm(task, Some(at)).await;
-        task.live.send_modify(|live| live.progress.moments.push(Moment { phase: "command_started".into(), at }));
-        let progress = task.live.borrow().progress.clone();
-        if let Err(e) = task.home.put_progress(&progress) {
-            tracing::warn!(sandbox = %task.assignment.sandbox, error = %e, "progress could not be written");
-        }
-        // Told once; it is told again with the end.
-        let (sandbox, token) = (&task.assignment.sandbox, &task.assignment.token);
-        if let Err(e) = task.ctx.control.report(sandbox, token, Report::Progress(progress)).await {
-            tracing::debug!(sandbox = %sandbox, error = %e, "progress was not taken");
-        }
-    }
-
-    fn on_note(&mut self, task: &Task, note: Note) {
-        match note {
-            Note::Recorded { process, len } => {
-                for (stream, offset) in len.into_iter().enumerate() {
-                    let header = Header { kind: Kind::Ack, stream: stream as u8 + 1, process, offset };
-                    if !self.link.frame(header, &[]) {
-                        self.fail(Reason::GuestDied, "the guest does not listen");
-                    }
-                }
-            }
-            Note::Done { process, result } => {
-                if let Err(e) = result {
-                    self.fail(Reason::NodeFailed, &format!("its output could not be stored: {e}"));
-                }
-                let Some(p) = self.processes.get_mut(&process) else { return };
-                p.recorded = true;
-                if let (Target::Exec(id), Some(end)) = (p.target.clone(), &p.end) {
-                    let outcome = outcome_of(end);
-                    self.end_exec(task, process, &id, outcome);
-                }
-            }
-        }
-    }
-
     pub(super) fn signal(&mut self, number: u32, signal: i32) {
         if self.processes.get(&number).is_some_and(|p| p.end.is_none()) {
             let offset = u64::from(signal.unsigned_abs());
@@ -449,7 +360,7 @@ impl Steady {
 }
 
 /// When the command started, as far as that was heard of.
-fn started_at(task: &Task) -> Option<Timestamp> {
+pub(super) fn started_at(task: &Task) -> Option<Timestamp> {
     task.live.borrow().progress.moments.iter().find(|m| m.phase == "command_started").map(|m| m.at)
 }
 

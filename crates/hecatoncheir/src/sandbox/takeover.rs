@@ -63,7 +63,7 @@ impl Task {
                         };
                     }
                 };
-                let line = match self.stand_still(&*vm, opened.as_ref()).await {
+                let line = match self.stand_still(&*vm, opened.as_ref(), network.as_ref()).await {
                     Ok(line) => line,
                     Err(end) => return end,
                 };
@@ -114,7 +114,7 @@ impl Task {
                             killed.get_or_insert((at, reason));
                             self.early.push_back(Request::Kill { signal, grace_ms, reason });
                         }
-                        Some(request) => match opened.serve(self, request) {
+                        Some(request) => match opened.serve(self, launched.network.as_ref(), request).await {
                             None => {}
                             Some(request) if self.early.len() < REQUESTS => self.early.push_back(request),
                             Some(request) => super::requests::refuse(request, "it is still being taken over"),

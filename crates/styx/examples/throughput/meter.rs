@@ -69,7 +69,6 @@ impl Packets {
     pub(super) fn into_tap(tap: Arc<OwnedFd>, internet: &Ns, to: Ipv4Addr) -> Self {
         let to = server(internet, to);
         let frame = frames::ethernet(GUEST_MAC, 0x0800, &frames::udp(GUEST, to, DATAGRAMS, &[b'x'; TEXT]));
-        let frame = [&[0; 10], &frame[..]].concat();
         Self::new(Sender::Tap(tap, frame), internet, to)
     }
 

@@ -2,9 +2,9 @@
 //! answer leaves.
 //!
 //! Bytes come from a hostile guest, and answers may come from somebody as hostile. So questions are read by a small strict
-//! reader ([`parse()`]) that keeps nothing but the question itself; what is asked of others is asked anew, by lower-case name and
+//! reader (`wire`) that keeps nothing but the question itself; what is asked of others is asked anew, by lower-case name and
 //! only for IPv4 addresses; and of their answer nothing is passed on but addresses that the contract lets through
-//! ([`screen()`]), at the name that was asked for. What of this is decided is decided by pure functions ([`judge`]).
+//! (`screen`), at the name that was asked for. What of this is decided is decided by pure functions (`policy`).
 //!
 //! It knows neither namespaces nor nftables: its sockets are handed to it, and [`Pins`] is how an answer becomes reachable.
 //!
@@ -26,9 +26,6 @@ mod wire;
 mod tests;
 
 pub use pins::Pins;
-pub use policy::{Verdict, Why, judge};
 pub use refused::Refused;
-pub use screen::{MAX_ADDRESSES, MAX_TTL, MIN_TTL, clamp_ttl, screen};
 pub use serve::{ServeError, serve};
-pub use upstream::{Found, NoUpstream, Unanswered, Upstream, servers_of_host};
-pub use wire::{Code, Malformed, Question, parse, reply};
+pub use upstream::{NoUpstream, Upstream};

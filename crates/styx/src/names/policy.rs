@@ -14,7 +14,7 @@ const HTTPS: u16 = 65;
 
 /// What becomes of a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict<'a> {
+pub(super) enum Verdict<'a> {
     /// The node's resolver is asked.
     Forward {
         /// The name to ask for: lower case, without a final dot.
@@ -30,7 +30,7 @@ pub enum Verdict<'a> {
 
 /// Why a name is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Why {
+pub(super) enum Why {
     /// The contract does not list it.
     Unlisted,
     /// It has characters that host names do not have.
@@ -59,7 +59,7 @@ impl fmt::Display for Why {
 ///
 /// Every name is allowed where every public destination is: under `open`, and under `allow` with nothing but ports.
 /// Otherwise those that a domain of the contract covers, and none under `none`.
-pub fn judge<'a>(contract: &Contract, question: &'a Question) -> Verdict<'a> {
+pub(super) fn judge<'a>(contract: &Contract, question: &'a Question) -> Verdict<'a> {
     let Some(name) = question.name.as_deref() else { return Verdict::Refuse(Why::NoHostName) };
     let listed = contract.domains.iter().any(|domain| domain.covers(name));
     let allowed = match contract.mode {

@@ -13,8 +13,9 @@ use tokio::time::Instant;
 use super::pins::{LONGER, Memory};
 use super::policy::{Verdict, Why, judge};
 use super::screen::{clamp_ttl, screen};
+use super::upstream::Found;
 use super::wire::{Code, Question, reply};
-use super::{Found, Pins, Refused, Upstream};
+use super::{Pins, Refused, Upstream};
 
 /// How long a pin may take: nobody waits longer for an answer.
 const PIN_TIME: Duration = Duration::from_secs(2);

@@ -14,7 +14,10 @@ use tokio::time::Instant;
 
 use super::bucket::Bucket;
 use super::pins::Memory;
-use super::upstream::{flatten, servers_in};
+use super::policy::*;
+use super::screen::*;
+use super::upstream::{Found, flatten, servers_in};
+use super::wire::*;
 use super::*;
 
 fn contract(mode: NetMode, cidrs: &[&str], domains: &[&str]) -> Contract {

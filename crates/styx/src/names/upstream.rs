@@ -39,7 +39,6 @@ const ALIASES: usize = 16;
 /// The name servers that this node asks, with a bounded cache.
 pub struct Upstream {
     resolver: TokioResolver,
-    servers: Vec<SocketAddr>,
     turns: Semaphore,
 }
 
@@ -74,14 +73,6 @@ pub struct Unanswered {
     why: String,
 }
 
-/// The name servers of this host: what `doctor` shows, and what [`Upstream::of_host`] asks.
-///
-/// # Errors
-/// When `/etc/resolv.conf` names none or cannot be read.
-pub fn servers_of_host() -> Result<Vec<SocketAddr>, NoUpstream> {
-    servers_in(Path::new(RESOLV_CONF))
-}
-
 pub(super) fn servers_in(path: &Path) -> Result<Vec<SocketAddr>, NoUpstream> {
     let shown = path.display().to_string();
     let text = std::fs::read(path).map_err(|e| NoUpstream::Unreadable(shown.clone(), e.to_string()))?;
@@ -95,9 +86,9 @@ impl Upstream {
     /// Asks the name servers of this host.
     ///
     /// # Errors
-    /// When it has none.
+    /// When `/etc/resolv.conf` names none or cannot be read.
     pub fn of_host() -> Result<Self, NoUpstream> {
-        Self::of(&servers_of_host()?)
+        Self::of(&servers_in(Path::new(RESOLV_CONF))?)
     }
 
     /// Asks `servers`.
@@ -108,17 +99,24 @@ impl Upstream {
         if servers.is_empty() {
             return Err(NoUpstream::None("the configuration of this node".to_owned()));
         }
+        Self::build(servers)
+    }
+
+    /// Asks nobody: no name is answered.
+    ///
+    /// # Errors
+    /// When the resolver cannot be made.
+    pub fn nobody() -> Result<Self, NoUpstream> {
+        Self::build(&[])
+    }
+
+    fn build(servers: &[SocketAddr]) -> Result<Self, NoUpstream> {
         let config = ResolverConfig::from_name_servers(servers.iter().copied().map(server).collect());
         let resolver = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
             .with_options(options())
             .build()
             .map_err(|e| NoUpstream::Resolver(servers.to_vec(), e.to_string()))?;
-        Ok(Self { resolver, servers: servers.to_vec(), turns: Semaphore::new(AT_ONCE) })
-    }
-
-    /// Whom it asks.
-    pub fn servers(&self) -> &[SocketAddr] {
-        &self.servers
+        Ok(Self { resolver, turns: Semaphore::new(AT_ONCE) })
     }
 
     /// What `name` (a host name, without a final dot) stands for; within 4.5 s.

@@ -18,7 +18,7 @@ const POINTER: [u8; 2] = [0xC0, HEADER as u8];
 
 /// What became of a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Code {
+pub(super) enum Code {
     /// Answered, perhaps with nothing.
     NoError = 0,
     /// It cannot be read.
@@ -37,17 +37,17 @@ pub enum Code {
 
 /// A question that could be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Question {
+pub(super) struct Question {
     /// By which the guest finds the answer.
-    pub id: u16,
+    pub(super) id: u16,
     /// The name in lower case, without a final dot; `None` when it is no host name (letters, digits, `-` and `_`).
-    pub name: Option<String>,
+    pub(super) name: Option<String>,
     /// The record type.
-    pub kind: u16,
+    pub(super) kind: u16,
     /// The class; 1 is the internet.
-    pub class: u16,
+    pub(super) class: u16,
     /// How many bytes the guest takes over UDP; `None` without EDNS.
-    pub takes: Option<u16>,
+    pub(super) takes: Option<u16>,
     /// Whether recursion was asked for; copied into the answer.
     recursion: bool,
     /// Name, type and class as they were asked: letters keep their case, by which guests tell answers from forgeries.
@@ -56,7 +56,7 @@ pub struct Question {
 
 /// A message that is no question.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Malformed {
+pub(super) enum Malformed {
     /// It is not answered: too short to be answered, or itself an answer (two servers could keep each other busy).
     Silent,
     /// This is the answer.
@@ -67,7 +67,7 @@ pub enum Malformed {
 ///
 /// # Errors
 /// When there is not exactly one, with nothing behind it but at most one EDNS record: what to say to the guest.
-pub fn parse(message: &[u8]) -> Result<Question, Malformed> {
+pub(super) fn parse(message: &[u8]) -> Result<Question, Malformed> {
     let Some((header, rest)) = message.split_at_checked(HEADER) else { return Err(Malformed::Silent) };
     let word = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
     let (id, flags) = (word(0), word(2));
@@ -146,7 +146,7 @@ fn header_of(id: u16, flags: u16, code: Code, counts: [u16; 4]) -> [u8; HEADER] 
 
 /// The answer to `question`: `addresses`, each valid for `ttl` seconds, at the name that was asked for. Over `limit` bytes it
 /// has none, and says that it is cut off.
-pub fn reply(question: &Question, code: Code, addresses: &[Ipv4Addr], ttl: u32, limit: usize) -> Vec<u8> {
+pub(super) fn reply(question: &Question, code: Code, addresses: &[Ipv4Addr], ttl: u32, limit: usize) -> Vec<u8> {
     let edns = if question.takes.is_some() { 11 } else { 0 };
     let fits = HEADER + question.asked.len() + addresses.len() * RECORD + edns <= limit;
     let addresses = if fits { addresses } else { &[] };

@@ -6,7 +6,7 @@
 use std::net::Ipv4Addr;
 
 /// Sets whose elements come and go by themselves.
-const LIVE: [&str; 3] = ["pinned", "blocked", "blocked_other"];
+pub(crate) const LIVE: [&str; 3] = ["pinned", "blocked", "blocked_other"];
 
 /// The first line in which `listed` is not `expected`; none where they say the same.
 pub(crate) fn difference(expected: &str, listed: &str) -> Option<String> {

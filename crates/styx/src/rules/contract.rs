@@ -100,10 +100,11 @@ impl Rules<'_> {
         let own = format!("arp saddr ether {mac} arp saddr ip {GUEST} limit rate 50/second burst 50 packets accept");
         let any = "ether type arp limit rate 50/second burst 50 packets accept".to_owned();
         let mut rules = vec![INGRESS.to_owned()];
+        // What would end on its way here would end a connection for this namespace that goes on for the node.
         rules.push(match self.without {
-            Some(Guard::SourceMac) => format!("ip saddr {GUEST} goto rates"),
-            Some(Guard::SourceIp) => format!("ether saddr {mac} ether type ip goto rates"),
-            _ => format!("ether saddr {mac} ip saddr {GUEST} goto rates"),
+            Some(Guard::SourceMac) => format!("ip saddr {GUEST} ip ttl > 1 goto rates"),
+            Some(Guard::SourceIp) => format!("ether saddr {mac} ip ttl > 1 goto rates"),
+            _ => format!("ether saddr {mac} ip saddr {GUEST} ip ttl > 1 goto rates"),
         });
         rules.extend(self.unless(Guard::SourceMac, &[format!("ether saddr != {mac} counter name \"spoofed\" drop")]));
         rules.push(if self.without == Some(Guard::Arp) { any } else { own });
@@ -207,7 +208,7 @@ impl Rules<'_> {
             NetMode::Allow => {
                 rules.push(format!("ip {far} {cidrs} goto {ports}"));
                 rules.push(format!("ip {far} @pinned goto {ports}"));
-                if sets::everywhere_on_ports(self.contract) {
+                if self.contract.reaches_public_ports() {
                     rules.push(format!("goto {ports}"));
                 }
             }

@@ -1,28 +1,26 @@
 //! The one table in the node's own namespace; it needs no entry for a sandbox.
 
-use std::net::Ipv4Addr;
-
 use ipnet::Ipv4Net;
 
 use super::text::{chain, set, table};
 use super::{Guard, address, sets};
+use crate::probe::NEAR as PROBE;
 
 /// Packets of a connection that was judged when it began.
 const KNOWN: &str = "ct state established accept";
 
-/// The node's table. `range` is where sandboxes have their outer addresses, `probe` the one address in it that the check of
-/// the path sends a packet to. A connection is judged when it begins: this table must be there before any sandbox is, and
+/// The node's table. `range` is where sandboxes have their outer addresses. A connection is judged when it begins: this table must be there before any sandbox is, and
 /// [`node_anew`] is in its place where it was not.
-pub fn node(range: Ipv4Net, probe: Ipv4Addr, without: Option<Guard>) -> String {
-    whole(range, probe, without, Some(KNOWN))
+pub(crate) fn node(range: Ipv4Net, without: Option<Guard>) -> String {
+    whole(range, without, Some(KNOWN))
 }
 
 /// The node's table after a time in which it was missing: every packet is judged, also of connections that began then.
-pub fn node_anew(range: Ipv4Net, probe: Ipv4Addr, without: Option<Guard>) -> String {
-    whole(range, probe, without, None)
+pub(crate) fn node_anew(range: Ipv4Net, without: Option<Guard>) -> String {
+    whole(range, without, None)
 }
 
-fn whole(range: Ipv4Net, probe: Ipv4Addr, without: Option<Guard>, known: Option<&str>) -> String {
+fn whole(range: Ipv4Net, without: Option<Guard>, known: Option<&str>) -> String {
     let unless = |guard: Guard, rule: &str| (without != Some(guard)).then(|| rule.to_owned());
     let (never, range) = (sets::never(&[], Some(range), without), address(&range));
     let rules = |hook: &str, rules: Vec<Option<String>>| -> Vec<String> {
@@ -39,7 +37,8 @@ fn whole(range: Ipv4Net, probe: Ipv4Addr, without: Option<Guard>, known: Option<
         // Only what is somewhere else: nothing local, no broadcast.
         unless(Guard::HostLocal, "fib daddr type != unicast counter drop"),
         unless(Guard::ReversePath, "fib saddr . iif oif missing counter drop"),
-        Some(format!("ip daddr @never ip daddr != {probe} counter drop")),
+        // The check of the path stands in for a sandbox, and its world is in the range.
+        Some(format!("ip daddr @never iifname != \"{PROBE}\" counter drop")),
     ]
     .into_iter()
     .flatten()
@@ -70,7 +69,7 @@ fn whole(range: Ipv4Net, probe: Ipv4Addr, without: Option<Guard>, known: Option<
 }
 
 /// Puts `table` of [`node`] in the place of one that is there, in one transaction.
-pub fn node_batch(table: &str) -> String {
+pub(crate) fn node_batch(table: &str) -> String {
     format!("add table ip tartarus\ndelete table ip tartarus\n{table}")
 }
 
@@ -81,8 +80,7 @@ mod tests {
     #[test]
     fn only_what_was_there_from_the_beginning_trusts_connections() {
         let range = "198.18.0.0/16".parse().unwrap();
-        let probe = Ipv4Addr::new(198, 18, 255, 254);
-        let (trusts, judges) = (node(range, probe, None), node_anew(range, probe, None));
+        let (trusts, judges) = (node(range, None), node_anew(range, None));
         assert_eq!(trusts.matches("established").count(), 2);
         assert_eq!(trusts.replace(&format!("\t\t{KNOWN}\n"), ""), judges);
     }
@@ -90,10 +88,9 @@ mod tests {
     #[test]
     fn a_rule_is_left_out_alone() {
         let range = "198.18.0.0/16".parse().unwrap();
-        let probe = Ipv4Addr::new(198, 18, 255, 254);
-        let whole = node(range, probe, None);
+        let whole = node(range, None);
         for guard in [Guard::ReversePath, Guard::Neighbours, Guard::HostLocal] {
-            let less = node(range, probe, Some(guard));
+            let less = node(range, Some(guard));
             assert!(less.len() < whole.len(), "{guard}");
             assert!(less.lines().count() >= whole.lines().count() - 2, "{guard}");
         }

@@ -3,13 +3,13 @@
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use tartarus_types::net::{NEVER, PRIVATE, PortRule, Protocol};
-use tartarus_types::{Contract, NetMode};
+use tartarus_types::Contract;
+use tartarus_types::net::{self, PortRule, Protocol};
 
 use super::Guard;
 
-/// Networks between sandboxes and their node; one of [`NEVER`], with a rule of its own in the attack suite.
-const BETWEEN: &str = "198.18.0.0/15";
+/// Networks between sandboxes and their node; one of [`net::NEVER`], with a rule of its own in the attack suite.
+const BETWEEN: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(198, 18, 0, 0), 15);
 
 /// Sets that an update empties.
 pub(super) const EMPTIED: [&str; 2] = ["blocked", "blocked_other"];
@@ -54,19 +54,14 @@ fn networks(mut nets: Vec<Ipv4Net>) -> Vec<String> {
     nets.iter().map(address).collect()
 }
 
-/// Constants that are networks.
-fn constant<'a>(texts: impl Iterator<Item = &'a str>) -> impl Iterator<Item = Ipv4Net> {
-    texts.filter_map(|text| text.parse().ok())
-}
-
 /// What no sandbox reaches: constants, the node's addresses, and where sandboxes have theirs.
 pub(super) fn never(hosts: &[Ipv4Addr], range: Option<Ipv4Net>, without: Option<Guard>) -> Vec<String> {
-    let mut nets: Vec<Ipv4Net> = constant(NEVER.iter().map(|(net, _)| *net).filter(|net| match without {
+    let stays = |net: &Ipv4Net| match without {
         Some(Guard::Never) => *net == BETWEEN,
         Some(Guard::Neighbours) => *net != BETWEEN,
         _ => true,
-    }))
-    .collect();
+    };
+    let mut nets: Vec<Ipv4Net> = net::never().iter().map(|(net, _)| *net).filter(stays).collect();
     if without != Some(Guard::HostLocal) {
         nets.extend(hosts.iter().map(|host| Ipv4Net::from(*host)));
     }
@@ -76,42 +71,24 @@ pub(super) fn never(hosts: &[Ipv4Addr], range: Option<Ipv4Net>, without: Option<
 
 /// What is private.
 pub(super) fn private() -> Vec<String> {
-    networks(constant(PRIVATE.iter().copied()).collect())
+    networks(net::private().to_vec())
 }
 
 /// Listed networks: those within a private one, and the others.
 pub(super) fn listed(contract: &Contract) -> (Vec<String>, Vec<String>) {
-    let private: Vec<Ipv4Net> = constant(PRIVATE.iter().copied()).collect();
-    let (within, others) = contract.cidrs.iter().partition(|net| private.iter().any(|outer| outer.contains(*net)));
-    (networks(within), networks(others))
+    (networks(contract.private_cidrs().collect()), networks(contract.public_cidrs().collect()))
 }
 
-/// Listed ports, of each protocol merged and in order. By number: names depend on files of the host.
+/// Listed ports, which a contract has merged and in order. By number: names depend on files of the host.
 pub(super) fn ports(rules: &[PortRule]) -> Vec<String> {
-    let mut elements = Vec::new();
-    for (protocol, number) in [(Protocol::Tcp, 6), (Protocol::Udp, 17)] {
-        let mut ranges: Vec<(u16, u16)> =
-            rules.iter().filter(|rule| rule.protocol == protocol).map(|rule| (rule.first, rule.last)).collect();
-        ranges.sort_unstable();
-        let mut merged: Vec<(u16, u16)> = Vec::new();
-        for (first, last) in ranges {
-            match merged.last_mut() {
-                Some(before) if first <= before.1.saturating_add(1) => before.1 = before.1.max(last),
-                _ => merged.push((first, last)),
-            }
-        }
-        elements.extend(merged.iter().map(|(first, last)| match first == last {
-            true => format!("{number} . {first}"),
-            false => format!("{number} . {first}-{last}"),
-        }));
-    }
-    elements
-}
-
-/// Whether every public destination is reached on the listed ports.
-pub(super) fn everywhere_on_ports(contract: &Contract) -> bool {
-    let lists_none = contract.cidrs.is_empty() && contract.domains.is_empty();
-    contract.mode == NetMode::Allow && lists_none && !contract.ports.is_empty()
+    let element = |PortRule { protocol, first, last }: &PortRule| {
+        let number = match protocol {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+        };
+        if first == last { format!("{number} . {first}") } else { format!("{number} . {first}-{last}") }
+    };
+    rules.iter().map(element).collect()
 }
 
 #[cfg(test)]
@@ -136,16 +113,13 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_merged_within_their_protocol() {
-        assert_eq!(ports_of(&["443", "80-90", "85-100", "101", "53/udp"]), ["6 . 80-101", "6 . 443", "17 . 53"]);
-        assert_eq!(ports_of(&["1-65535", "65535"]), ["6 . 1-65535"]);
+    fn ports_are_numbers() {
+        assert_eq!(ports_of(&["80-101", "443", "53/udp"]), ["6 . 80-101", "6 . 443", "17 . 53"]);
     }
 
     #[test]
-    fn every_constant_is_a_network() {
-        assert_eq!(constant(NEVER.iter().map(|(net, _)| *net)).count(), NEVER.len());
-        assert_eq!(constant(PRIVATE.iter().copied()).count(), PRIVATE.len());
-        assert!(NEVER.iter().any(|(net, _)| *net == BETWEEN));
+    fn what_is_between_is_never_reached() {
+        assert!(net::never().iter().any(|(net, _)| *net == BETWEEN));
     }
 
     #[test]
@@ -161,6 +135,6 @@ mod tests {
         let hosts = ["10.0.0.5".parse().unwrap(), "127.0.0.1".parse().unwrap()];
         assert!(never(&hosts, None, None).contains(&"10.0.0.5".to_owned()));
         assert!(!never(&hosts, None, Some(Guard::HostLocal)).contains(&"10.0.0.5".to_owned()));
-        assert_eq!(never(&[], None, Some(Guard::Never)), [BETWEEN]);
+        assert_eq!(never(&[], None, Some(Guard::Never)), ["198.18.0.0/15"]);
     }
 }

@@ -56,34 +56,30 @@ impl Space {
     /// Puts everything back as it was made, and checks it. With an error nothing passes, or it could not be closed: the
     /// sandbox must be stopped.
     pub async fn mend(&self) -> Result<(), StyxError> {
-        {
-            let state = self.state.lock().await;
-            let (ruleset, pins) = (state.ruleset.clone(), rules::pins(&state.held(), false));
-            let (namespace, node) = (self.namespace.clone(), self.place.node.clone());
-            let (index, (near, outer)) = (self.index, pair(self.place.range, self.index));
-            on_thread(move || {
-                let mend = || {
-                    enter(&namespace)?;
-                    // Rules first: nothing may pass by links that are put back.
-                    put_here(&ruleset, &pins, &Before::Guest, false)?;
-                    settings()?;
-                    enter(&node)?;
-                    Links::here()?.set_up(&near_name(index), Some((near, 31)))?;
-                    enter(&namespace)?;
-                    inside(&Links::here()?, near, outer)
-                };
-                mend().inspect_err(|_| close_here(&namespace))
-            })
-            .await?;
-        }
+        let state = self.state.clone().lock_owned().await;
+        let (namespace, node) = (self.namespace.clone(), self.place.node.clone());
+        let (index, (near, outer)) = (self.index, pair(self.place.range, self.index));
+        on_thread(move || {
+            let mend = || {
+                enter(&namespace)?;
+                // Rules first: nothing may pass by links that are put back.
+                put_here(&state.ruleset, &rules::pins(&state.held(), false), Before::Guest, false)?;
+                settings()?;
+                enter(&node)?;
+                Links::here()?.set_up(&near_name(index), Some((near, 31)))?;
+                enter(&namespace)?;
+                inside(&Links::here()?, near, outer)
+            };
+            mend().inspect_err(|_| close_here(&namespace))
+        })
+        .await?;
         self.check().await
     }
 }
 
 /// Whether a link is there, up, and has its address.
 fn is_up(links: &Links, name: &str, address: Ipv4Addr) -> Result<(), StyxError> {
-    let link = links.list()?.into_iter().find(|link| link.name == name);
-    let link = link.ok_or_else(|| StyxError::Lost(format!("there is no link {name}")))?;
+    let link = links.find(name)?.ok_or_else(|| StyxError::Lost(format!("there is no link {name}")))?;
     if !link.up {
         return Err(StyxError::Changed(format!("the link {name} is down")));
     }

@@ -94,6 +94,7 @@ struct Made {
     sockets: Sockets,
     index: u32,
     outer: Ipv4Addr,
+    applier: nft::Applier,
 }
 
 /// On a thread of its own, whose namespace it changes.
@@ -121,18 +122,20 @@ fn make(place: &Place, next: &AtomicU32) -> Result<Made, StyxError> {
     Links::here()?.set_up(&near_name(index), Some((near, 31)))?;
     enter(&namespace)?;
     inside(&links, near, outer)?;
-    Ok(Made { namespace, tap, sockets, index, outer })
+    let applier = nft::Applier::here()?;
+    Ok(Made { namespace, tap, sockets, index, outer, applier })
 }
 
 impl Space {
     /// A fresh one, dormant and verified.
     pub(crate) async fn make(place: Place, next: Arc<AtomicU32>) -> Result<Self, StyxError> {
         let theirs = place.clone();
-        let Made { namespace, tap, sockets, index, outer } = on_thread(move || make(&theirs, &next)).await?;
+        let Made { namespace, tap, sockets, index, outer, applier } = on_thread(move || make(&theirs, &next)).await?;
         let events = Events::new(sockets)?;
         events.forget();
         let tap = Some(Arc::new(tap));
-        Ok(Self { namespace, tap, index, outer, place, events, state: Mutex::new(State::dormant(false)) })
+        let state = State { applier: Some(applier), ..State::dormant(false) };
+        Ok(Self { namespace, tap, index, outer, place, events, state: Arc::new(Mutex::new(state)) })
     }
 
     /// One that is there. Its rules are taken as they are, until [`Space::apply`] says what they must be.
@@ -149,10 +152,9 @@ impl Space {
             Ok((sockets, index, outer, ruleset, pins))
         })
         .await?;
-        let awake = nft::difference(&rules::dormant(), &ruleset).is_some();
         let now = Instant::now();
         let pins: HashMap<_, _> = pins.into_iter().map(|(at, left)| (at, now + Duration::from_secs(left))).collect();
-        let state = Mutex::new(State { ruleset, awake, used: true, contract: None, pins });
+        let state = Arc::new(Mutex::new(State { ruleset, used: true, contract: None, pins, applier: None }));
         Ok(Self { namespace, tap: None, index, outer, place, events: Events::new(sockets)?, state })
     }
 }
@@ -172,5 +174,26 @@ mod tests {
         assert_eq!(pair(range, 0), (Ipv4Addr::new(198, 18, 0, 0), Ipv4Addr::new(198, 18, 0, 1)));
         assert_eq!(index_of(range, Ipv4Addr::new(198, 18, 255, 255)), None, "reserved");
         assert_eq!(index_of(range, Ipv4Addr::new(10, 0, 0, 1)), None);
+    }
+
+    /// Else the slower way is gone, and nobody sees.
+    #[test]
+    fn a_contract_is_added_to_what_lets_nothing_pass() {
+        if !rustix::process::geteuid().is_root() {
+            return println!("skipped: a network takes root");
+        }
+        let alone = || {
+            let place = Place { node: unshare().unwrap(), range: "198.18.0.0/16".parse().unwrap(), without: None };
+            for mode in [tartarus_types::NetMode::Allow, tartarus_types::NetMode::Open] {
+                let Made { namespace, tap: _tap, applier, outer, .. } = make(&place, &AtomicU32::new(0)).unwrap();
+                let contract = tartarus_types::Contract { mode, ..Default::default() };
+                let site = rules::Site { outer, host_addresses: vec![], without: None };
+                let ruleset = rules::ruleset(&contract, 1, &site);
+                enter(&namespace).unwrap();
+                applier.apply(&rules::awaken(&ruleset), &ruleset).unwrap();
+                enter(&place.node).unwrap();
+            }
+        };
+        std::thread::spawn(alone).join().unwrap();
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use serde_json::Value;
-use tartarus_types::net::{Blocked, NetCounter, Protocol};
+use tartarus_types::net::{Blocked, Judgement, NetCounter, Protocol};
 use tartarus_types::{Contract, Timestamp};
 
 /// Counters by their name, and refused destinations, the newest first. What is not as expected is left out: it comes from
@@ -74,7 +74,14 @@ fn refused(
         "udp" => Some(Protocol::Udp),
         _ => None,
     };
-    let why = contract.judge(to, with_ports.zip(port), pinned(to));
+    let destination = with_ports.zip(port);
+    let why = match contract.judge(to, destination, pinned(to)) {
+        // It was not: another protocol, an address of the node's own, or a name whose time was over.
+        Judgement::Allowed if destination.is_none() => Judgement::Port,
+        Judgement::Allowed if contract.judge(to, destination, false) == Judgement::Allowed => Judgement::Never,
+        Judgement::Allowed => Judgement::Unlisted,
+        why => why,
+    };
     // The time that has passed since the last packet set the element's time anew.
     let age = element["timeout"].as_i64().unwrap_or(lifetime).saturating_sub(element["expires"].as_i64()?).max(0);
     let last_at = Timestamp(now.0.saturating_sub(age.saturating_mul(1_000_000)));

@@ -44,7 +44,8 @@ pub(crate) struct Card {
 type Name = [libc::c_char; libc::IFNAMSIZ];
 
 impl Card {
-    /// Finds it, switches IPv6 off, and makes its rings, so that they are there in every clone. It is left down.
+    /// Finds it, switches IPv6 off, and makes its rings, so that they are there in every clone. It is left
+    /// up, without an address: it leads nowhere before it has one, and then nothing is left to be opened.
     pub(crate) fn prepare() -> Result<Self, NetworkError> {
         let entries = fs::read_dir(CARDS).map_err(|_| NetworkError::NoCard)?;
         // By what it is, since a name is the kernel's choice: the others are of no device.
@@ -59,7 +60,6 @@ impl Card {
         }
         let card = Self::named(name)?;
         card.set_up(true)?;
-        card.set_up(false)?;
         Ok(card)
     }
 
