@@ -57,6 +57,9 @@ pub(super) fn judge(
             Found { reached: bytes > most, why: format!("{bytes} bytes arrived, at most {most} may; {}", said.detail) }
         }
         _ if attempt.how == How::Update => {
+            if heard.count("tcp", "internet").0 == 0 {
+                return Err("the connection that the update shall cut never came about".into());
+            }
             let late = heard.last.zip(since).is_some_and(|(last, since)| last > since);
             let when = if late { "it went on after the update" } else { "it ended with the update" };
             Found { reached: late || said.reached, why: format!("{when}; {}", said.detail) }
@@ -120,9 +123,12 @@ mod tests {
     fn a_connection_is_cut_when_nothing_of_it_comes_after_the_update() {
         let now = Instant::now();
         let after = |last: Instant| {
-            let heard = Heard { last: Some(last), ..heard(1) };
+            let counts = [(("tcp", "internet"), (1, 40))].into();
+            let heard = Heard { last: Some(last), counts, ..heard(1) };
             judge(attempt("cut-connection"), Some(&said(false)), &heard, Some(now)).unwrap().reached
         };
+        let never = judge(attempt("cut-connection"), Some(&said(false)), &heard(0), Some(now));
+        assert!(never.is_err(), "what was never there is not cut");
         assert!(!after(now - Duration::from_millis(1)));
         assert!(after(now + Duration::from_millis(1)));
     }

@@ -72,7 +72,7 @@ pub(crate) fn net(args: &TortureNetArgs, quiet: bool) -> anyhow::Result<ExitCode
         "the suite needs root: it makes network namespaces, and guests with networks in them"
     );
     match &args.within {
-        None => outside::run(args),
+        None => outside::run(),
         Some(folder) => {
             let ended = within(args, folder, quiet);
             while ended.is_err() && ENDING.load(Ordering::SeqCst) {

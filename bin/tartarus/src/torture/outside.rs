@@ -9,12 +9,11 @@ use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::INTERRUPTED;
-use crate::cli::TortureNetArgs;
 
 /// Puts a shell first, which is init there and takes the dead in: the suite waits for its own children only.
 const INIT: &str = "exec 3<&0; \"$@\" <&3 3<&- & exec 3<&-; wait $!";
 
-pub(super) fn run(_args: &TortureNetArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn run() -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(start())
 }

@@ -62,7 +62,7 @@ pub(super) struct Heard {
     pub(super) arrivals: Vec<Arrival>,
     /// How many there were, by protocol and server.
     pub(super) counts: HashMap<(&'static str, &'static str), (u64, u64)>,
-    /// When the last one was.
+    /// When a server received the last one: what it repeats itself is on the wire later.
     pub(super) last: Option<Instant>,
 }
 
@@ -85,7 +85,9 @@ impl Record {
             let Some(heard) = all.get_mut(&token) else { continue };
             let count = heard.counts.entry((arrival.protocol, arrival.server)).or_default();
             *count = (count.0 + 1, count.1 + bytes.len() as u64);
-            heard.last = Some(Instant::now());
+            if arrival.protocol != "frame" {
+                heard.last = Some(Instant::now());
+            }
             if heard.arrivals.len() < 8 && !heard.arrivals.contains(arrival) {
                 heard.arrivals.push(arrival.clone());
             }

@@ -1,6 +1,7 @@
 //! The suite: makes sandboxes on every path and under every contract, attacks, asks the record, and leaves rules out.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Write;
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
@@ -46,6 +47,7 @@ struct Target {
 /// What is announced of an attempt that is on its way.
 struct Sent {
     row: usize,
+    attempt: &'static Attempt,
     token: Token,
     words: Vec<String>,
 }
@@ -117,8 +119,7 @@ impl Suite<'_> {
                 begin.elapsed().as_secs()
             ));
         }
-        self.host.stop()?;
-        self.host.start(self.plant.as_deref())
+        Ok(())
     }
 
     fn control(
@@ -153,7 +154,7 @@ impl Suite<'_> {
         for id in ids.iter().chain([&neighbour]) {
             self.host.until_running(id)?;
         }
-        let address = self.outer(&neighbour)?;
+        let address = Self::outer(&neighbour, &self.host.namespace(&neighbour)?)?;
         let _ear = wire::listen(self.host.namespace(&neighbour)?, Frames::All, "neighbour", self.record().clone())?;
         let mut results = Vec::new();
         for (contract, id) in contracts.iter().zip(&ids) {
@@ -187,23 +188,23 @@ impl Suite<'_> {
     }
 
     /// The address that a sandbox has on the node's side.
-    fn outer(&self, id: &str) -> anyhow::Result<String> {
-        let namespace = self.host.namespace(id)?;
-        let text = in_namespace(&namespace, "ip -o -4 address show dev eth0")?;
+    fn outer(id: &str, namespace: &File) -> anyhow::Result<String> {
+        let text = in_namespace(namespace, "ip -o -4 address show dev eth0")?;
         let address = text.split_whitespace().skip_while(|word| *word != "inet").nth(1);
         let address = address.and_then(|address| address.split('/').next());
         address.map(str::to_owned).with_context(|| format!("the network of {id} has no address outside: {text:?}"))
     }
 
     fn target(&self, id: &str, neighbour: &str) -> anyhow::Result<Target> {
-        let outer = self.outer(id)?;
+        let namespace = self.host.namespace(id)?;
+        let outer = Self::outer(id, &namespace)?;
         let parsed: std::net::Ipv4Addr = outer.parse()?;
         // The two ends of a link of two addresses differ in their last bit.
         let link = std::net::Ipv4Addr::from_bits(parsed.to_bits() ^ 1).to_string();
         let mut ears = Vec::new();
         for ethertype in ETHERTYPES {
-            let namespace = self.host.namespace(id)?;
-            ears.push(wire::listen(namespace, Frames::Of(ethertype), "sandbox's namespace", self.record().clone())?);
+            let inside = namespace.try_clone()?;
+            ears.push(wire::listen(inside, Frames::Of(ethertype), "sandbox's namespace", self.record().clone())?);
         }
         let listen = Listen {
             server: "gateway",
@@ -211,7 +212,7 @@ impl Suite<'_> {
             udp: servers::each(&[std::net::Ipv4Addr::new(198, 19, 255, 253), parsed], &[GATEWAY_SERVICE]),
             dns: Vec::new(),
         };
-        let servers = servers::start(self.host.namespace(id)?, listen, self.record().clone())?;
+        let servers = servers::start(namespace, listen, self.record().clone())?;
         let (id, neighbour) = (id.to_owned(), neighbour.to_owned());
         Ok(Target { id, outer, link, neighbour, _ears: ears, _servers: servers })
     }
@@ -267,7 +268,7 @@ impl Suite<'_> {
             "NEIGHBOUR" => target.neighbour.clone(),
             other => other.replace("TOKEN", token.text()),
         };
-        Ok(Sent { row: *row, token, words: attempt.words.split(' ').map(word).collect() })
+        Ok(Sent { row: *row, attempt, token, words: attempt.words.split(' ').map(word).collect() })
     }
 
     /// Comes to the guest from the node, over a route that only the suite's node has.
@@ -296,12 +297,11 @@ impl Suite<'_> {
     fn judged(&self, sent: Vec<Sent>, said: anyhow::Result<Vec<Said>>, since: Option<Instant>) -> Results {
         std::thread::sleep(Duration::from_millis(50));
         let judged = sent.into_iter().map(|sent| {
-            let attempt = self.attempt(sent.row);
             let heard = self.record().of(sent.token);
             let found = match &said {
                 Ok(said) => {
                     let own = said.iter().find(|said| said.token == sent.token.text());
-                    judge(attempt, own, &heard, since)
+                    judge(sent.attempt, own, &heard, since)
                 }
                 Err(why) => {
                     let why = format!("{why:#}");
@@ -313,10 +313,6 @@ impl Suite<'_> {
             (sent.row, found)
         });
         judged.collect()
-    }
-
-    fn attempt(&self, row: usize) -> &'static Attempt {
-        &super::attempts::ALL[row]
     }
 }
 
@@ -331,7 +327,7 @@ fn all(sent: &[Sent]) -> Vec<String> {
 }
 
 /// Runs a program in a namespace that has no helper of the suite's.
-fn in_namespace(namespace: &std::fs::File, line: &str) -> anyhow::Result<String> {
+fn in_namespace(namespace: &File, line: &str) -> anyhow::Result<String> {
     use std::os::fd::AsRawFd;
     let path = format!("/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd());
     let mut command = std::process::Command::new("nsenter");

@@ -31,13 +31,13 @@ const INTERNET: [Ipv4Addr; 9] = [
 /// Its name server.
 pub(super) const DNS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 53);
 /// The node's address towards it.
-pub(super) const UPLINK: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+const UPLINK: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 /// The node's address on a link of its own.
-pub(super) const LAN: Ipv4Addr = Ipv4Addr::new(10, 20, 0, 1);
+const LAN: Ipv4Addr = Ipv4Addr::new(10, 20, 0, 1);
 /// Where a service of the node listens, on all its addresses.
-pub(super) const SERVICE: u16 = 7000;
+const SERVICE: u16 = 7000;
 /// A port of the node that leads to its service, as container engines publish ports.
-pub(super) const PUBLISHED: u16 = 9999;
+const PUBLISHED: u16 = 9999;
 
 /// The world; it is gone when this is dropped.
 pub(super) struct World {

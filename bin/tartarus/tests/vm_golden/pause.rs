@@ -71,6 +71,8 @@ fn it_stands_still_over_the_servers_death_and_can_be_ended() {
     server.spawn();
     assert_eq!(server.json(&["inspect", &id, "--json"])["state"], "paused");
     let before = lines(&server, &id);
+    // Nothing of this asks its guest, which cannot answer.
+    assert_eq!(server.json(&["net", "show", &id, "--json"])["contract"]["mode"], "none");
     // What is stored is shown at once, and more is waited for.
     let mut follower = server.cli(&["logs", "--follow", &id]).stdout(std::process::Stdio::piped()).spawn().unwrap();
     let mut followed = BufReader::new(follower.stdout.take().unwrap()).lines();

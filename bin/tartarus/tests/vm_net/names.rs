@@ -41,6 +41,7 @@ fn a_wildcard_is_everything_below_a_name() {
     assert_eq!(reach(&server, &id, "deep.good.example.org", 80), "here is 80");
     let look = "timeout 4 nslookup good.example.org 2>&1 | grep -c 203.0.113.10; true";
     assert_eq!(sh(&server, &id, look), "0", "not the name itself");
+    assert_eq!(world.asked_for("good.example.org"), 0);
     server.ok(&["rm", &id]);
     server.nothing_left();
 }

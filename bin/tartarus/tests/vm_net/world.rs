@@ -58,7 +58,12 @@ impl World {
 
     /// A server that may give sandboxes networks, in the node's namespace.
     pub(crate) fn server(&self) -> Server {
-        Server::start_with(&["--net", "open", "--dns", DNS])
+        self.server_with(&[])
+    }
+
+    /// The same with more arguments.
+    pub(crate) fn server_with(&self, args: &[&str]) -> Server {
+        Server::start_with(&[&["--net", "open", "--dns", DNS], args].concat())
     }
 
     /// How often a name was asked for.
