@@ -84,6 +84,7 @@ pub(crate) fn sandbox_spec(
         snapshot,
         shred: request.shred,
         net,
+        card: false,
     };
     limits.check_size(spec.cpus, spec.memory_mib, spec.disk_mib)?;
     limits.check_ms("start_timeout_ms", spec.start_timeout_ms)?;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use hades::store::{KernelRecord, TemplateRecord};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use tartarus_types::{Contract, Ground, SandboxSpec, Shape, SnapshotUse, TemplateSpec, Warm};
+use tartarus_types::{Contract, Ground, NetMode, SandboxSpec, Shape, SnapshotUse, TemplateSpec, Warm};
 
 /// The label of a sandbox that makes a golden snapshot; its value is the template's name.
 pub(crate) const LABEL: &str = "tartarus.dev/snapshot-of";
@@ -23,6 +23,9 @@ struct Named<'a> {
     disk_mib: u32,
     warm: &'a Warm,
     ground: &'a Ground,
+    /// Absent where it is not: names are older than this.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    card: bool,
 }
 
 /// What a template's own processes are started with.
@@ -44,6 +47,7 @@ pub(crate) fn golden(spec: &TemplateSpec, kernel: &str, shape: Shape) -> Option<
         disk_mib: spec.disk_mib,
         warm: &spec.warm,
         ground: &ground(spec),
+        card: spec.net.mode != NetMode::None,
     };
     let canonical = serde_json::to_vec(&named).expect("texts and numbers can always be written as JSON");
     Some(Sha256::digest(canonical).iter().map(|byte| format!("{byte:02x}")).collect())
@@ -98,6 +102,7 @@ pub(crate) fn maker_spec(template: &TemplateRecord, kernel: &str, shape: Shape, 
         shred: false,
         // It is made without a network, whatever its template allows: what it becomes gets one when it is restored.
         net: Contract::default(),
+        card: spec.net.mode != NetMode::None,
     }
 }
 
@@ -149,10 +154,17 @@ mod tests {
             with(|s| s.env = [("A".to_owned(), "c".to_owned())].into()),
             with(|s| s.workdir = Some("/".into())),
             with(|s| s.user = Some("/".into())),
+            with(|s| s.net.mode = NetMode::Allow),
             golden(&with_numpy, "sha256:k", OWN).unwrap(),
             golden(&with_runner, "sha256:k", OWN).unwrap(),
         ];
         assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
+        let listing = with(|s| s.net = Contract { mode: NetMode::Open, ..Contract::default() });
+        assert_eq!(
+            listing,
+            with(|s| s.net.mode = NetMode::Allow),
+            "that there is a network counts, not what it reaches"
+        );
         // Further sizes do not change the snapshot of this one.
         assert_eq!(with(|s| s.shapes = vec![Shape { cpus: 4, memory_mib: 64 }]), name);
         assert_eq!(golden(&TemplateSpec { cold: true, ..spec() }, "sha256:k", OWN), None);

@@ -33,7 +33,7 @@ pub struct TemplateSpec {
     /// No golden snapshots: every sandbox boots cold.
     #[serde(default)]
     pub cold: bool,
-    /// What a sandbox may reach when its request does not say; the golden snapshots do not depend on it.
+    /// What a sandbox may reach when its request does not say; the golden snapshots depend on whether it has a network.
     #[serde(default)]
     pub net: Contract,
 }
@@ -153,6 +153,10 @@ pub struct SandboxSpec {
     /// What it may reach when it starts.
     #[serde(default)]
     pub net: Contract,
+    /// Its card is set up without there being a network: it makes a golden snapshot whose sandboxes have one by default, and
+    /// they find theirs ready.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub card: bool,
 }
 
 impl SandboxSpec {

@@ -46,8 +46,8 @@ pub(crate) struct Ground {
     pub(crate) held: Held,
     /// Reports that memory is short, where the kernel can.
     pub(crate) pressure: Option<OwnedFd>,
-    /// Takes over the identity that a hello gives.
-    pub(crate) become_it: BecomeIt,
+    /// Who this guest is.
+    pub(crate) identity: Box<dyn Identify>,
     /// Freezes the layer; none on anything but a guest.
     pub(crate) freezer: Option<Freezer>,
     /// Processes that want to hear of a restore, where the guest can listen to them.
@@ -56,8 +56,14 @@ pub(crate) struct Ground {
     pub(crate) still: Still,
 }
 
-/// Takes over an identity, or says why not.
-pub(crate) type BecomeIt = Box<dyn FnMut(&Hello) -> Result<(), String>>;
+/// Who a guest is; says why it cannot be.
+pub(crate) trait Identify {
+    /// Takes over what a hello gives.
+    fn take(&mut self, hello: &Hello) -> Result<(), String>;
+
+    /// Makes so, for a snapshot, what a command may have changed: the next hello finds it as it is.
+    fn settle(&mut self) -> Result<(), String>;
+}
 
 /// Whose turn it is to send a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

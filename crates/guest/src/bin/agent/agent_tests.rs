@@ -35,6 +35,18 @@ pub(crate) fn agent(ground: Option<&str>) -> Option<Host> {
     agent_on(ground, || (None, None))
 }
 
+struct Anybody;
+
+impl Identify for Anybody {
+    fn take(&mut self, hello: &tartarus_guest::Hello) -> Result<(), String> {
+        if hello.hostname == "bad" { Err("refused".to_owned()) } else { Ok(()) }
+    }
+
+    fn settle(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
 /// The same with what a guest has beside.
 fn agent_on(ground: Option<&str>, beside: impl FnOnce() -> (Option<Freezer>, Option<Hooks>)) -> Option<Host> {
     if !rustix::process::geteuid().is_root() {
@@ -67,7 +79,7 @@ fn agent_at(
             None => Ok(Ground {
                 held: Held::open().unwrap(),
                 pressure: None,
-                become_it: Box::new(|hello| if hello.hostname == "bad" { Err("refused".to_owned()) } else { Ok(()) }),
+                identity: Box::new(Anybody),
                 freezer,
                 hooks,
                 still: Still::default(),

@@ -61,7 +61,7 @@ fn prepare(uevents: &Uevents) -> Result<Ground, BootError> {
     let files = EtcFiles::mount("/etc", "/run/tartarus-etc");
     // With none the host is told when it wants one.
     let card = Card::prepare().map_err(|error| console(&error.to_string())).ok();
-    let mut identity = Identity::new(files, card).during(|| "open the random device".to_owned())?;
+    let identity = Identity::new(files, card).during(|| "open the random device".to_owned())?;
     let hooks = Hooks::listen(hook::FOLDER);
     if let Err(error) = &hooks {
         console(&format!("no process is told of a restore: could not listen in {}: {error}", hook::FOLDER));
@@ -69,7 +69,7 @@ fn prepare(uevents: &Uevents) -> Result<Ground, BootError> {
     Ok(Ground {
         held: Held::open().during(|| "open /proc, its vmstat or /dev/null".to_owned())?,
         pressure: memory::pressure().ok(),
-        become_it: Box::new(move |hello| identity.take(hello).map_err(|error| error.to_string())),
+        identity: Box::new(identity),
         freezer: Some(Freezer::new(layer, Some("/proc/self/exe"))),
         hooks: hooks.ok(),
         still: Still::default(),

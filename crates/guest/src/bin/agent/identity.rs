@@ -7,8 +7,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::time::{ClockId, Timespec, clock_settime};
-use tartarus_guest::Hello;
+use tartarus_guest::{Hello, Net};
 
+use crate::agent::Identify;
 use crate::etc::EtcFiles;
 use crate::network::{Card, NetworkError};
 
@@ -46,6 +47,8 @@ pub(crate) struct Identity {
     hostname: String,
     files: EtcFiles,
     card: Option<Card>,
+    /// Network and resolver are as the last hello gave them: nobody ran since they were made so.
+    settled: bool,
 }
 
 /// What the kernel's `rand_pool_info` looks like.
@@ -76,11 +79,11 @@ impl Identity {
     /// Opens the random device; `files` are written when what they say changes, `card` is there where a network is wanted.
     pub(crate) fn new(files: EtcFiles, card: Option<Card>) -> Result<Self, Errno> {
         let random = open("/dev/urandom", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Self { random, hostname: String::new(), files, card })
+        Ok(Self { random, hostname: String::new(), files, card, settled: false })
     }
 
     /// Takes over what `hello` gives. The files of a host name are written only when it changes.
-    pub(crate) fn take(&mut self, hello: &Hello) -> Result<(), IdentityError> {
+    fn become_it(&mut self, hello: &Hello) -> Result<(), IdentityError> {
         if !is_hostname(&hello.hostname) {
             return Err(IdentityError::Name(hello.hostname.chars().take(64).collect()));
         }
@@ -99,12 +102,21 @@ impl Identity {
         if let Some(id) = &hello.machine_id {
             self.files.machine_id(id);
         }
-        match (&mut self.card, &hello.net) {
+        let has = self.card.as_ref().and_then(Card::has);
+        if std::mem::take(&mut self.settled) && has == hello.net {
+            return Ok(());
+        }
+        self.network(hello.net)
+    }
+
+    /// Gives the guest `net`, or none.
+    fn network(&mut self, net: Option<Net>) -> Result<(), IdentityError> {
+        match (&mut self.card, net) {
             (Some(card), net) => card.take(net.as_ref())?,
             (None, Some(_)) => return Err(NetworkError::NoCard.into()),
             (None, None) => {}
         }
-        if let Some(net) = &hello.net {
+        if let Some(net) = net {
             self.files.resolver(net.nameserver).map_err(|error| NetworkError::Step("write /etc/resolv.conf", error))?;
         }
         Ok(())
@@ -123,6 +135,19 @@ impl Identity {
         }
         // SAFETY: the descriptor is the random device; the request takes no argument.
         checked(unsafe { libc::ioctl(self.random.as_raw_fd(), RESEED) })
+    }
+}
+
+impl Identify for Identity {
+    fn take(&mut self, hello: &Hello) -> Result<(), String> {
+        self.become_it(hello).map_err(|error| error.to_string())
+    }
+
+    fn settle(&mut self) -> Result<(), String> {
+        let has = self.card.as_ref().and_then(Card::has);
+        self.network(has).map_err(|error| error.to_string())?;
+        self.settled = true;
+        Ok(())
     }
 }
 

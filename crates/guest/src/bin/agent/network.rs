@@ -1,8 +1,8 @@
 //! The network card: address, route and state as the host's hello gives them.
 //!
 //! Used by `identity`, at every hello: also in a restored guest, where each instruction runs for the first time. So what
-//! can be done at boot is, and a guest without a network pays nothing. What may be reached is for the host to say and to
-//! enforce.
+//! can be done before the snapshot is, and a guest without a network pays nothing. What may be reached is for the host to
+//! say and to enforce.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -72,6 +72,11 @@ impl Card {
         let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
         let socket = socket.map_err(|error| NetworkError::Step("open a socket for the network card", error))?;
         Ok(Self { socket, name: field, has: None })
+    }
+
+    /// What it was given.
+    pub(crate) fn has(&self) -> Option<Net> {
+        self.has
     }
 
     /// Makes it so: also what a command has changed meanwhile, and what is so already stays untouched.

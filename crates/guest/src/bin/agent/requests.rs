@@ -96,7 +96,7 @@ impl Agent {
         let ground = self.ground.as_mut().map_err(|why| why.clone())?;
         self.restored |= ground.freezer.as_mut().is_some_and(Freezer::restored);
         self.alert.rest();
-        (ground.become_it)(hello)?;
+        ground.identity.take(hello)?;
         if std::mem::take(&mut self.restored) {
             self.tell_of_restore();
             self.alert.stay(FIRST_START);
@@ -212,5 +212,6 @@ fn freeze(ground: &mut Ground, runner: &Runner) -> Result<(), String> {
     let spared = runner.waiting().chain(freezer.helper()).filter_map(|pid| i32::try_from(pid).ok());
     let spared: Vec<i32> = spared.collect();
     ground.still.stop(&ground.held.proc, &spared).map_err(|error| error.to_string())?;
+    ground.identity.settle()?;
     freezer.freeze().map_err(|error| format!("could not freeze the layer: {error}"))
 }
