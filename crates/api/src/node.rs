@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::Stream;
 use serde::{Deserialize, Serialize};
-use tartarus_types::net::NetStatus;
+use tartarus_types::net::{NetStatus, NetTotals};
 use tartarus_types::{
     Contract, ExecId, LeaseToken, NodeId, Outcome, Overcommit, Refusal, SandboxId, SandboxSpec, Shape, Timestamp,
 };
@@ -373,6 +373,9 @@ pub trait Node: Send + Sync + 'static {
     /// Puts another contract in force for a running sandbox, whole or not at all; it is durable on the node when this
     /// returns. A sandbox that was started without a network can be given forwards, and nothing else.
     async fn set_net(&self, sandbox: &SandboxId, contract: Contract) -> Result<NetStatus, Refusal>;
+
+    /// What became of the packets of all its sandboxes.
+    async fn net_totals(&self) -> Result<NetTotals, Refusal>;
 
     /// The golden snapshots that are whole.
     async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, Refusal>;

@@ -215,6 +215,9 @@ pub trait RunStore: Send + Sync + 'static {
     /// Deletes the records of those that have ended. Returns those that were deleted; the others are left alone.
     async fn forget(&self, ids: &[SandboxId]) -> Result<Vec<SandboxId>, StoreError>;
 
+    /// How many sandboxes that have not ended there are in each state; none of a state that is not in the list.
+    async fn population(&self) -> Result<Vec<(State, u64)>, StoreError>;
+
     /// Digests of the images and kernels of sandboxes that have not ended.
     async fn digests_in_use(&self) -> Result<BTreeSet<String>, StoreError>;
 }

@@ -10,7 +10,7 @@ use tartarus_api::node::{
     ByteStream, ExecSpec, ImageMade, KernelMade, Live, Node, NodeUsage, OutputRequest, OutputStream, SnapshotInfo,
     Target,
 };
-use tartarus_types::net::NetStatus;
+use tartarus_types::net::{NetStatus, NetTotals};
 use tartarus_types::{Contract, ErrorCode, ExecId, Outcome, Refusal, SandboxId};
 use tokio::sync::oneshot;
 
@@ -136,6 +136,10 @@ impl Node for LocalNode {
 
     async fn set_net(&self, sandbox: &SandboxId, contract: Contract) -> Result<NetStatus, Refusal> {
         self.agent.set_net(sandbox, contract).await
+    }
+
+    async fn net_totals(&self) -> Result<NetTotals, Refusal> {
+        Ok(self.agent.ctx.networks.totals().await)
     }
 
     async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, Refusal> {

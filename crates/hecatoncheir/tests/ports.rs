@@ -211,11 +211,14 @@ async fn a_change_opens_keeps_turns_and_closes_or_does_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_that_breaks_a_rule_ends_its_sandbox() {
     let sandbox = sleeper().await;
-    let mut client = connect(sandbox.listen(LIAR).await).await;
-    client.write_all(b"x").await.unwrap();
+    let client = TcpStream::connect(sandbox.listen(LIAR).await).await;
     let report = sandbox.node.control.until(final_report).await;
     assert_eq!(reason(&report), Some(Reason::GuestDied), "{report:?}");
-    assert!(is_reset(&mut client).await);
+    // On a busy machine it was found out before the connection was seen to be there.
+    match client {
+        Ok(mut client) => assert!(is_reset(&mut client).await),
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
+    }
     sandbox.node.stopped_clean().await;
 }
 

@@ -197,6 +197,9 @@ impl Olympus {
 
     /// A record that was to be removed went with its end; its logs go as well. A golden snapshot was made, or was not.
     pub(crate) fn after_end(&self, record: &Record) {
+        if record.state.is_terminal() {
+            self.metrics.ended(record.state);
+        }
         if record.spec.snapshot == SnapshotUse::Make && record.state.is_terminal() {
             self.builders.kick();
         }

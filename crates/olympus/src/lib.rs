@@ -11,6 +11,7 @@ mod control;
 mod disk;
 mod golden;
 pub mod http;
+mod metrics;
 mod net;
 mod prune;
 mod reconcile;
@@ -35,6 +36,7 @@ pub use http::openapi::openapi_json;
 
 use builders::Builders;
 use disk::Disk;
+use metrics::Metrics;
 
 /// Name of the database in the data folder.
 pub const DATABASE: &str = "tartarus.db";
@@ -80,6 +82,7 @@ pub struct Olympus {
     clock: fn() -> Timestamp,
     disk: Disk,
     builders: Builders,
+    metrics: Metrics,
     /// Imports read-lock it from the first byte until the file is on record; whoever deletes a file that nothing on
     /// record uses write-locks it, so that a file is not deleted between its making and its record.
     files: RwLock<()>,
@@ -96,7 +99,16 @@ impl Olympus {
     pub fn new(store: Arc<dyn Store>, folder: Option<&Path>, settings: Settings, clock: fn() -> Timestamp) -> Self {
         let disk = Disk::new(folder, settings.min_free);
         let builders = Builders::default();
-        Self { store, node: OnceLock::new(), settings, clock, disk, builders, files: RwLock::new(()) }
+        Self {
+            store,
+            node: OnceLock::new(),
+            settings,
+            clock,
+            disk,
+            builders,
+            metrics: Metrics::new(),
+            files: RwLock::new(()),
+        }
     }
 
     /// Sets the node that runs the sandboxes. Requests that need it before are answered `node_unreachable`.

@@ -1,12 +1,13 @@
 //! Notices of the kernel that links, addresses, routes or rules of a namespace changed.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
 
 use crate::StyxError;
+use crate::netlink::{Malformed, attribute, messages, socket};
 use crate::nft::LIVE;
 
 /// Changes come in bunches; this long after the first one they are looked at together.
@@ -15,6 +16,10 @@ const SETTLE: Duration = Duration::from_millis(50);
 const ROUTE_GROUPS: u32 = 0x1 | 0x10 | 0x40;
 /// The group of nftables, the seventh.
 const NFT_GROUPS: u32 = 1 << 6;
+/// Kinds of messages: the subsystem of nftables, and which of its own.
+const NEW_GENERATION: u16 = 10 << 8 | 15;
+const NEW_ELEMENTS: u16 = 10 << 8 | 12;
+const OLD_ELEMENTS: u16 = 10 << 8 | 14;
 
 /// Both sockets, of one namespace.
 pub(crate) struct Sockets {
@@ -92,86 +97,31 @@ async fn hear(socket: &AsyncFd<OwnedFd>) -> io::Result<bool> {
 }
 
 /// Whether a datagram tells of more than elements of a live set. What cannot be read matters.
-fn matters(mut datagram: &[u8]) -> bool {
-    while datagram.len() >= 16 {
-        let number =
-            |at: usize, len: usize| datagram[at..at + len].iter().rev().fold(0, |n, b| n << 8 | usize::from(*b));
-        let (length, kind) = (number(0, 4), number(4, 2));
-        if length < 16 || length > datagram.len() {
-            return true;
+fn matters(datagram: &[u8]) -> bool {
+    messages(datagram).any(|message| match message {
+        // NFT_MSG_NEWGEN comes with every transaction.
+        Ok((NEW_GENERATION, _)) => false,
+        // NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM.
+        Ok((NEW_ELEMENTS | OLD_ELEMENTS, body)) => {
+            !set(body).is_some_and(|name| LIVE.iter().any(|live| live.as_bytes() == name))
         }
-        let subsystem = kind >> 8;
-        let fine = match (subsystem, kind & 0xff) {
-            // NFT_MSG_NEWGEN comes with every transaction.
-            (10, 15) => true,
-            // NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM.
-            (10, 12 | 14) => {
-                set(&datagram[16..length]).is_some_and(|name| LIVE.iter().any(|live| live.as_bytes() == name))
-            }
-            _ => false,
-        };
-        if !fine {
-            return true;
-        }
-        datagram = datagram.get((length + 3) & !3..).unwrap_or_default();
-    }
-    false
+        Ok(_) | Err(Malformed) => true,
+    })
 }
 
 /// The name of the set that a message about elements is of (attribute 2, after four bytes of family and version).
 fn set(message: &[u8]) -> Option<&[u8]> {
-    let mut rest = message.get(4..)?;
-    loop {
-        let length = usize::from(u16::from_le_bytes([*rest.first()?, *rest.get(1)?]));
-        let kind = u16::from_le_bytes([*rest.get(2)?, *rest.get(3)?]) & 0x3fff;
-        let value = rest.get(4..length)?;
-        if kind == 2 {
-            return value.strip_suffix(b"\0");
-        }
-        rest = rest.get((length + 3) & !3..)?;
-    }
-}
-
-fn socket(protocol: libc::c_int, groups: u32) -> io::Result<OwnedFd> {
-    let flags = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: the call takes numbers.
-    let fd = unsafe { libc::socket(libc::AF_NETLINK, flags, protocol) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor was just made and has no other owner.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: an address is numbers, for which zero is valid.
-    let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
-    address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
-    address.nl_groups = groups;
-    let length = std::mem::size_of_val(&address) as libc::socklen_t;
-    // SAFETY: the address lives until the call returns, and its length is its own.
-    let bound = unsafe { libc::bind(fd, (&raw const address).cast(), length) };
-    if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
+    attribute(message.get(4..)?, 2)?.strip_suffix(b"\0")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn message(kind: u16, attributes: &[(u16, &[u8])]) -> Vec<u8> {
-        let mut body = vec![2, 0, 0, 0];
-        for (kind, value) in attributes {
-            body.extend(u16::try_from(4 + value.len()).unwrap().to_le_bytes());
-            body.extend(kind.to_le_bytes());
-            body.extend(*value);
-            body.resize((body.len() + 3) & !3, 0);
-        }
-        let mut message = u32::try_from(16 + body.len()).unwrap().to_le_bytes().to_vec();
-        message.extend(kind.to_le_bytes());
-        message.extend([0; 10]);
-        [message, body].concat()
-    }
+    use crate::netlink::tests::message;
 
     #[test]
     fn only_elements_of_live_sets_do_not_matter() {
-        let elements = |set: &[u8]| message(10 << 8 | 12, &[(1, b"tartarus\0"), (2, set)]);
+        let elements = |set: &[u8]| message(10 << 8 | 12, &[(1, b"tartarus\0"), (2, set), (3, b"more")]);
         assert!(!matters(&[elements(b"pinned\0"), message(10 << 8 | 15, &[])].concat()));
         assert!(matters(&elements(b"never\0")));
         assert!(matters(&elements(b"pinnedx\0")));

@@ -10,6 +10,7 @@ mod events;
 mod host;
 mod links;
 pub mod names;
+mod netlink;
 mod nft;
 mod pool;
 mod probe;

@@ -3,6 +3,7 @@
 mod check;
 mod make;
 mod seen;
+mod tally;
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};

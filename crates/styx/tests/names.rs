@@ -17,6 +17,7 @@ use futures_util::future::join_all;
 use hickory_resolver::proto::op::{Message, ResponseCode};
 use hickory_resolver::proto::rr::RecordType;
 use rig::{Resolver, Say, Server, addresses, alias, alone, ask_over, listing, question, told};
+use styx::names::Upstream;
 use tartarus_types::net::{Contract, NetMode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UdpSocket;
@@ -376,5 +377,30 @@ fn when_it_is_dropped_nothing_of_it_stays() {
         assert!(!matches!(stream.read(&mut [0]).await, Ok(1..)));
         tokio::time::sleep(Duration::from_millis(100)).await;
         std::net::UdpSocket::bind(at).unwrap();
+    });
+}
+
+#[test]
+fn name_servers_may_come_later_and_change() {
+    alone(|| async {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("resolv.conf");
+        let resolver = Resolver::beneath(listing(&["example.org", "example.net"]), Upstream::of_file(&path));
+        let ask = async |name| told(&resolver.ask(name, RecordType::A).await).0;
+        nothing(&resolver.ask("example.org.", RecordType::A).await, ResponseCode::ServFail);
+        // Longer than a file is taken for what it was.
+        let later = || tokio::time::sleep(Duration::from_millis(1100));
+        for (address, server) in [(PUBLIC, "127.0.0.1"), ("1.1.1.1", "127.0.0.2")] {
+            let zone =
+                ["example.org.", "example.net."].map(|name| (name, Say::Records(addresses(name, 60, &[address]))));
+            Server::start_at(&format!("{server}:53"), zone).await;
+            std::fs::write(&path, format!("nameserver {server}\n")).unwrap();
+            later().await;
+            assert_eq!(ask("example.org.").await, [address], "from {server}");
+        }
+        // One that is being written does not end what works.
+        std::fs::write(&path, "").unwrap();
+        later().await;
+        assert_eq!(ask("example.net.").await, ["1.1.1.1"]);
     });
 }

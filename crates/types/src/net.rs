@@ -24,7 +24,7 @@ pub use contract::{Contract, Forward, MAX_FORWARDS, MAX_RULES, NetCeiling, NetLi
 pub use judge::{Judgement, NEVER, PRIVATE, never, private};
 pub use request::{ForwardRequest, LimitsRequest, NetRequest};
 pub use rules::{DomainRule, PortRule, Protocol};
-pub use status::{Blocked, NetCounter, NetStatus, RefusedName};
+pub use status::{Blocked, NetCounter, NetStatus, NetTotals, RefusedName};
 
 /// What is shown of a text that somebody sent: no control characters, a bounded number of others.
 fn shown(text: &str) -> String {

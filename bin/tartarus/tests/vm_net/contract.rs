@@ -1,6 +1,6 @@
 //! What a contract says is what passes.
 
-use crate::world::{METADATA, NODE, OTHER, PRIVATE, WEB, World, reach, running, sh};
+use crate::world::{METADATA, NODE, OTHER, PRIVATE, WEB, World, counted, reach, running, sh};
 
 /// The default: the card leads nowhere, and has no address.
 #[test]
@@ -100,14 +100,50 @@ fn an_update_holds_at_once_for_connections_too() {
     let lines = |name: &str| sh(&server, &id, &format!("sleep 2; cat /tmp/{name}.out"));
     assert_eq!(lines("a"), "here is 80\nfirst");
     assert_eq!(lines("b"), "here is 80\nfirst");
+    let before = counted(&server, "allowed");
+    assert!(before >= 4, "two connections: {before}");
     server.ok(&["net", "update", &id, "--allow-cidr", "203.0.113.10/32"]);
+    assert!(counted(&server, "allowed") >= before, "the rules' own counters begin anew");
     sh(&server, &id, "for n in a b; do echo second > /tmp/$n.in; done");
     assert_eq!(lines("a"), "here is 80\nfirst\nsecond");
     assert_eq!(lines("b"), "here is 80\nfirst");
     assert_eq!(reach(&server, &id, OTHER, 80), "");
     let refused = server.run(&["net", "update", &id, "--net", "none"]);
     assert!(String::from_utf8_lossy(&refused.stderr).contains("started with a network"), "{refused:?}");
+    let unlisted = counted(&server, "unlisted");
+    assert!(unlisted > 0 && counted(&server, "allowed") > before, "{unlisted}");
     server.ok(&["rm", &id]);
+    // Its last packets are added when its namespace goes.
+    assert!(counted(&server, "unlisted") >= unlisted, "what is counted outlives the sandbox");
+    server.nothing_left();
+}
+
+/// Its sandboxes find address, route and resolver as the snapshot has them, whatever the warm-up did to its own.
+#[test]
+fn a_template_with_a_network_has_it_in_its_snapshot() {
+    let Some(world) = World::enter() else { return };
+    let server = world.server();
+    let break_it = "ip link set eth0 down; echo nameserver 192.0.2.9 > /etc/resolv.conf";
+    let contract = ["--allow-cidr", "203.0.113.10/32", "--warm", break_it];
+    server.ok(&[&["template", "create", "net", "--from", "busybox", "--memory", "128M"][..], &contract].concat());
+    let create = |args: &[&str]| {
+        let id = server.ok(&[&["create", "net", "--require-snapshot"], args].concat());
+        server.until(&id, &["running"]);
+        id
+    };
+    let (with, without) = (create(&[]), create(&["--net", "none"]));
+    let seen = "ip -4 -o addr show | grep -v ' lo ' | awk '{print $4}'; ip route";
+    let seen = |id: &str| sh(&server, id, seen);
+    let expected = "198.19.255.254/30\ndefault via 198.19.255.253 dev eth0 \n198.19.255.252/30 dev eth0 scope link  src 198.19.255.254 ";
+    assert_eq!(seen(&with), expected);
+    assert_eq!(sh(&server, &with, "cat /etc/resolv.conf"), "nameserver 198.19.255.253");
+    assert_eq!(reach(&server, &with, WEB, 80), "here is 80");
+    assert_eq!(reach(&server, &with, OTHER, 80), "");
+    assert_eq!(seen(&without), "");
+    assert_eq!(reach(&server, &without, WEB, 80), "");
+    for id in [with, without] {
+        server.ok(&["rm", &id]);
+    }
     server.nothing_left();
 }
 

@@ -184,3 +184,10 @@ pub(crate) fn sh(server: &Server, id: &str, line: &str) -> String {
 pub(crate) fn reach(server: &Server, id: &str, to: &str, port: u16) -> String {
     sh(server, id, &format!("(sleep 3 | timeout 3 nc -w 3 {to} {port} | head -n 1) 2>/dev/null; true"))
 }
+
+/// Packets of all sandboxes there were, by what became of them.
+pub(crate) fn counted(server: &Server, reason: &str) -> u64 {
+    let text = server.http("GET", "/metrics", &[], b"").text();
+    let line = format!("tartarus_net_packets_total{{reason=\"{reason}\"}} ");
+    text.lines().find_map(|other| other.strip_prefix(&line)).map_or(0, |count| count.parse().unwrap())
+}

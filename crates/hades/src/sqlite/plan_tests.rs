@@ -38,6 +38,7 @@ fn hot_queries_use_their_indexes() {
         assert!(plan(&conn, sql)[0].contains("COVERING INDEX sandboxes_ended"), "{:?}", plan(&conn, sql));
     }
     assert!(plan(&conn, runs::IN_USE)[0].contains("INDEX sandboxes_live"), "{:?}", plan(&conn, runs::IN_USE));
+    assert!(plan(&conn, runs::POPULATION)[0].contains("INDEX sandboxes_live"), "{:?}", plan(&conn, runs::POPULATION));
     // The check can fail.
     assert!(plan(&conn, "SELECT * FROM queue ORDER BY start_deadline + 1").iter().any(|s| s.contains("TEMP B-TREE")));
 }

@@ -29,13 +29,18 @@ pub(super) struct Row {
     pub(super) record: Record,
 }
 
+/// The state of this name.
+pub(super) fn state(name: &str) -> Result<State, StoreError> {
+    State::ALL.into_iter().find(|state| state.as_str() == name).ok_or_else(|| unreadable(name))
+}
+
 impl Row {
     pub(super) fn read(row: &rusqlite::Row<'_>) -> Result<Self, StoreError> {
         let kill = match (row.get("kill_signal")?, row.get("kill_grace_ms")?) {
             (Some(signal), Some(grace_ms)) => Some(KillAsked { signal, grace_ms: unsigned(grace_ms) }),
             _ => None,
         };
-        let state: String = row.get("state")?;
+        let named: String = row.get("state")?;
         Ok(Self {
             seq: row.get("seq")?,
             token: row.get::<_, Option<String>>("token")?.map(parse).transpose()?,
@@ -43,7 +48,7 @@ impl Row {
                 id: parse(row.get("id")?)?,
                 name: row.get("name")?,
                 labels: json(row.get("labels")?)?,
-                state: State::ALL.into_iter().find(|s| s.as_str() == state).ok_or_else(|| unreadable(&state))?,
+                state: state(&named)?,
                 spec: json(row.get("spec")?)?,
                 created_at: Timestamp(row.get("created_at")?),
                 started_at: row.get::<_, Option<i64>>("started_at")?.map(Timestamp),

@@ -7,7 +7,7 @@ use rusqlite::{Connection, params};
 use tartarus_types::sandbox::Denied;
 use tartarus_types::{Event, LeaseToken, SandboxId, SandboxSpec, SnapshotUse, State, Timestamp};
 
-use super::row::{Row, all, clip, json, one, parse, select, text};
+use super::row::{Row, all, clip, json, one, parse, select, state, text, unsigned};
 use super::transition::{transition, transition_by_holder};
 use super::worker::Tx;
 use super::{Sqlite, acheron, cocytus};
@@ -37,6 +37,8 @@ pub(super) const SURPLUS: &str = "SELECT ended_at FROM sandboxes WHERE ended_at 
 pub(super) const COUNT_ENDED: &str = "SELECT count(*) FROM sandboxes WHERE ended_at IS NOT NULL";
 pub(super) const FORGET: &str = "DELETE FROM sandboxes WHERE id = ?1 AND ended_at IS NOT NULL";
 pub(super) const IN_USE: &str = "SELECT image, kernel FROM sandboxes WHERE ended_at IS NULL";
+pub(super) const POPULATION: &str =
+    "SELECT state, count(*) FROM sandboxes WHERE ended_at IS NULL GROUP BY state ORDER BY state";
 pub(super) const LIST_LIVE: &str = select!("WHERE ended_at IS NULL ORDER BY seq DESC LIMIT ?1");
 
 fn accept(tx: &mut Tx<'_>, new: NewSandbox, now: Timestamp) -> Result<Accepted, StoreError> {
@@ -331,6 +333,11 @@ impl RunStore for Sqlite {
             Ok(gone)
         })
         .await
+    }
+
+    async fn population(&self) -> Result<Vec<(State, u64)>, StoreError> {
+        let one = |row: &rusqlite::Row<'_>| Ok((state(&row.get::<_, String>(0)?)?, unsigned(row.get(1)?)));
+        self.read(move |conn| all(conn, POPULATION, [], one)).await
     }
 
     async fn digests_in_use(&self) -> Result<BTreeSet<String>, StoreError> {

@@ -44,6 +44,7 @@ pub(crate) async fn suite<S: Store>(make: impl AsyncFn(QueueRules) -> S) {
         runs::one_makes_a_snapshot,
         runs::keeps_the_newest_that_ended,
         runs::names_what_is_in_use,
+        runs::counts_who_has_not_ended,
         queue::serves_the_oldest_that_is_chosen,
         queue::reserves_exactly,
         queue::refuses_to_oversell,

@@ -419,3 +419,18 @@ pub(crate) async fn names_what_is_in_use(s: &impl Store) {
     s.kill(&id, TERM, false, T0).await.unwrap();
     assert_eq!(words().await, ["sha256:kernel", "sha256:other"]);
 }
+
+pub(crate) async fn counts_who_has_not_ended(s: &impl Store) {
+    assert_eq!(s.population().await.unwrap(), []);
+    for _ in 0..3 {
+        accept(s, new(), T0).await;
+    }
+    let node = join(s).await;
+    let id = lease(s, &node, at(1)).await.record.id;
+    assert_eq!(s.population().await.unwrap(), [(State::Queued, 2), (State::Scheduled, 1)]);
+    s.kill(&id, TERM, false, at(2)).await.unwrap();
+    assert_eq!(s.population().await.unwrap(), [(State::Queued, 2), (State::Terminating, 1)]);
+    let queued = s.list(ListFilter { limit: 1, ..ListFilter::default() }).await.unwrap().remove(0).id;
+    s.kill(&queued, TERM, false, at(3)).await.unwrap();
+    assert_eq!(s.population().await.unwrap(), [(State::Queued, 1), (State::Terminating, 1)]);
+}

@@ -1,6 +1,7 @@
 //! Networks of sandboxes on this node: each has its namespace, contract, resolver and watch for as long as it lives.
 
 mod running;
+mod totals;
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -9,11 +10,13 @@ use std::sync::Arc;
 use styx::names::Upstream;
 use styx::{Space, Styx, StyxError};
 use tartarus_api::doctor::{Check, Status};
+use tartarus_types::net::NetTotals;
 use tartarus_types::{Contract, NetMode, Timestamp};
 use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) use running::Network;
 pub use styx::Guard;
+use totals::Totals;
 
 use crate::workshop::CannotStart;
 
@@ -40,8 +43,8 @@ impl Default for NetOptions {
 /// The networks of a node. Nothing of the host is touched before the first sandbox that has one.
 pub struct Networks {
     styx: Styx,
-    dns: Vec<SocketAddr>,
-    upstream: tokio::sync::OnceCell<Arc<Upstream>>,
+    upstream: Arc<Upstream>,
+    totals: Arc<Totals>,
     clock: fn() -> Timestamp,
 }
 
@@ -50,7 +53,8 @@ impl Networks {
     pub fn new(options: NetOptions, clock: fn() -> Timestamp) -> Self {
         let NetOptions { range, pool, dns, without } = options;
         let styx = Styx::new(styx::Options { range, pool, without });
-        Self { styx, dns, upstream: tokio::sync::OnceCell::new(), clock }
+        let upstream = if dns.is_empty() { Upstream::of_host() } else { Upstream::of(&dns) };
+        Self { styx, upstream: Arc::new(upstream), totals: Arc::default(), clock }
     }
 
     /// Begins a sandbox's network; `None` for a contract without one.
@@ -68,33 +72,28 @@ impl Networks {
         })?;
         let (namespace, tap) = (space.namespace.clone(), space.tap.take());
         let (networks, kept) = (self.clone(), Kept::first(contract));
-        let started = tokio::spawn(async move { networks.start(space, &kept).await });
+        let started = tokio::spawn(async move { networks.start(space, &kept, true).await });
         Ok(Some(Coming { namespace, tap, started: AbortOnDropHandle::new(started) }))
     }
 
     /// Puts a contract in force in a namespace, and keeps it so.
-    async fn start(&self, space: Space, kept: &Kept) -> Result<Network, String> {
-        let upstream = match self.upstream().await {
-            Ok(upstream) => upstream,
-            // It may need no name. The next sandbox asks again.
-            Err(why) => {
-                tracing::warn!(%why, "a sandbox has a network without names");
-                Arc::new(Upstream::nobody().map_err(|e| e.to_string())?)
-            }
-        };
-        Network::start(space, kept, upstream, self.clock).await
+    async fn start(&self, space: Space, kept: &Kept, fresh: bool) -> Result<Network, String> {
+        if let Some(why) = self.upstream.problem() {
+            // It may need no name, and there may be a name server by then.
+            tracing::warn!(%why, "a sandbox has a network without names for now");
+        }
+        Network::start(space, kept, fresh, self).await
     }
 
     /// The same for a namespace that an earlier agent made.
     pub(crate) async fn adopt(&self, namespace: OwnedFd, kept: &Kept) -> Result<Network, String> {
         let space = self.styx.adopt(namespace).await.map_err(|e| e.to_string())?;
-        self.start(space, kept).await
+        self.start(space, kept, false).await
     }
 
-    async fn upstream(&self) -> Result<Arc<Upstream>, String> {
-        let make = || async { if self.dns.is_empty() { Upstream::of_host() } else { Upstream::of(&self.dns) } };
-        let made = self.upstream.get_or_try_init(|| async { make().await.map(Arc::new) }).await;
-        made.cloned().map_err(|e| e.to_string())
+    /// What became of all sandboxes' packets since this agent started.
+    pub(crate) async fn totals(&self) -> NetTotals {
+        self.totals.read().await
     }
 
     /// Lets go of namespaces that wait, and of what the host has for sandboxes when there is none left.
@@ -114,7 +113,7 @@ impl Networks {
             .into_iter()
             .map(|f| Check { name: name(), status: Status::Warn, found: f.problem, advice: f.command })
             .collect();
-        if let Err(why) = self.upstream().await {
+        if let Some(why) = self.upstream.problem() {
             let advice = "name them with `tartarus up --dns ADDRESS`, or in /etc/resolv.conf".to_owned();
             checks.push(Check { name: name(), status: Status::Warn, found: why, advice: Some(advice) });
         }

@@ -2,30 +2,30 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use styx::Space;
-use styx::names::{self, Pins, Refused, Upstream};
+use styx::names::{self, Pins};
+use styx::{Space, StyxError};
+use tartarus_types::Contract;
 use tartarus_types::net::NetStatus;
-use tartarus_types::{Contract, Timestamp};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::Kept;
+use super::totals::Metered;
+use super::{Kept, Networks};
 
 /// Counters take milliseconds to read; who waits for them holds its sandbox's other requests back.
 const READ: Duration = Duration::from_secs(2);
 /// Until a namespace in which nothing changes is looked at for the first time.
 const FIRST_CHECK: Duration = Duration::from_secs(1);
 
-/// A namespace whose contract is in force. Dropping it ends the resolver; the namespace goes with its machine.
+/// A namespace whose contract is in force. Dropping it ends the resolver, and adds its counters up for the last time; the
+/// namespace goes with its machine.
 pub(crate) struct Network {
-    space: Arc<Space>,
+    metered: Arc<Metered>,
     contract: Arc<watch::Sender<Arc<Contract>>>,
-    refused: Arc<Refused>,
-    mended: Arc<AtomicU64>,
     lost: watch::Receiver<Option<String>>,
     _tasks: [AbortOnDropHandle<()>; 2],
 }
@@ -40,29 +40,25 @@ impl Pins for Pinned {
 }
 
 impl Network {
-    pub(super) async fn start(
-        space: Space,
-        kept: &Kept,
-        upstream: Arc<Upstream>,
-        clock: fn() -> Timestamp,
-    ) -> Result<Self, String> {
-        space.apply(&kept.contract, kept.generation).await.map_err(|e| e.to_string())?;
-        let (udp, tcp) = space.resolver_sockets().await.map_err(|e| e.to_string())?;
-        let space = Arc::new(space);
+    /// Puts the contract in force in a namespace that is `fresh`, or has been in use.
+    pub(super) async fn start(space: Space, kept: &Kept, fresh: bool, node: &Networks) -> Result<Self, String> {
+        let words = |e: StyxError| e.to_string();
+        space.apply(&kept.contract, kept.generation).await.map_err(words)?;
+        let (udp, tcp) = space.resolver_sockets().await.map_err(words)?;
+        let metered = node.totals.meter(Arc::new(space), fresh).await.map_err(words)?;
         let (contract, rules) = watch::channel(Arc::new(kept.contract.clone()));
         let contract = Arc::new(contract);
-        let (refused, mended) = (Arc::new(Refused::default()), Arc::new(AtomicU64::new(0)));
-        let pins = Arc::new(Pinned(space.clone()));
+        let pins = Arc::new(Pinned(metered.space.clone()));
         let (tell, lost) = watch::channel(None);
-        let serving = names::serve(udp, tcp, rules, upstream, pins, refused.clone(), clock);
+        let serving = names::serve(udp, tcp, rules, node.upstream.clone(), pins, metered.refused.clone(), node.clock);
         let ended = tell.clone();
         let resolver = tokio::spawn(async move {
             let Err(e) = serving.await;
             ended.send_replace(Some(format!("its resolver ended: {e}")));
         });
-        let watch = tokio::spawn(keep(space.clone(), contract.clone(), mended.clone(), tell));
+        let watch = tokio::spawn(keep(metered.clone(), contract.clone(), tell));
         let tasks = [AbortOnDropHandle::new(resolver), AbortOnDropHandle::new(watch)];
-        Ok(Self { space, contract, refused, mended, lost, _tasks: tasks })
+        Ok(Self { metered, contract, lost, _tasks: tasks })
     }
 
     /// Puts another contract in force, whole or not at all.
@@ -70,17 +66,18 @@ impl Network {
     /// # Errors
     /// When it could not be; then the former one is, or nothing passes and [`Network::lost`] says so.
     pub(crate) async fn set(&self, kept: &Kept) -> Result<(), String> {
-        self.space.apply(&kept.contract, kept.generation).await.map_err(|e| e.to_string())?;
+        let apply = self.metered.space.apply(&kept.contract, kept.generation);
+        self.metered.across(apply).await.map_err(|e| e.to_string())?;
         self.contract.send_replace(Arc::new(kept.contract.clone()));
         Ok(())
     }
 
     /// All but the contract, of which the caller knows more.
     pub(crate) async fn status(&self) -> Result<NetStatus, String> {
-        let read = tokio::time::timeout(READ, self.space.counters()).await;
+        let read = tokio::time::timeout(READ, self.metered.space.counters()).await;
         let (counters, blocked) = read.map_err(|_| "its rules cannot be read in time")?.map_err(|e| e.to_string())?;
-        let mended = self.mended.load(Ordering::Relaxed);
-        Ok(NetStatus { counters, blocked, refused_names: self.refused.list(), mended, ..NetStatus::default() })
+        let (refused_names, mended) = (self.metered.refused.list(), self.metered.mended.load(Ordering::Relaxed));
+        Ok(NetStatus { counters, blocked, refused_names, mended, ..NetStatus::default() })
     }
 
     /// Waits until its contract cannot be kept any more: the machine must end.
@@ -90,6 +87,19 @@ impl Network {
             Ok(Some(why)) => why,
             _ => "nobody watches over its rules any more".to_owned(),
         }
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        let metered = self.metered.clone();
+        // A server that ends tells nobody any more.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        runtime.spawn(async move {
+            if let Err(error) = metered.tell().await {
+                tracing::debug!(%error, "the counters of a sandbox that ended could not be read");
+            }
+        });
     }
 }
 
@@ -104,13 +114,8 @@ impl Drop for Watching {
 }
 
 /// Puts back what others change, for as long as that can be done.
-async fn keep(
-    space: Arc<Space>,
-    contract: Arc<watch::Sender<Arc<Contract>>>,
-    mended: Arc<AtomicU64>,
-    tell: watch::Sender<Option<String>>,
-) {
-    let tell = Watching(tell);
+async fn keep(metered: Arc<Metered>, contract: Arc<watch::Sender<Arc<Contract>>>, tell: watch::Sender<Option<String>>) {
+    let (tell, space) = (Watching(tell), &metered.space);
     // What was put in force was read back just now: until something changes again, the sandbox's start needs the processor more.
     // What changed before this was heard is seen then.
     let mut first = Some(FIRST_CHECK);
@@ -127,7 +132,7 @@ async fn keep(
             tell.0.send_replace(Some(format!("its rules were changed and could not be put back: {e}")));
             return;
         }
-        mended.fetch_add(1, Ordering::Relaxed);
+        metered.mended.fetch_add(1, Ordering::Relaxed);
         // The resolver shall not rely on what it had pinned.
         contract.send_modify(|_| ());
     }

@@ -11,6 +11,7 @@ mod health;
 mod images;
 mod kernels;
 mod logs;
+mod metrics;
 mod net;
 pub(crate) mod openapi;
 mod output;
@@ -54,6 +55,7 @@ fn described() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::base())
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
+        .routes(routes!(metrics::metrics))
         .routes(routes!(sandboxes::create, sandboxes::list))
         .routes(routes!(sandboxes::inspect, sandboxes::remove))
         .routes(routes!(sandboxes::wait))

@@ -13,7 +13,7 @@ use tartarus_api::node::{
     Assignment, ByteStream, ControlPlane, ExecSpec, ImageMade, KernelMade, Live, Node, NodeUsage, OutputEvent,
     OutputRequest, OutputStream, Report, SnapshotInfo, Target,
 };
-use tartarus_types::net::NetStatus;
+use tartarus_types::net::{NetStatus, NetTotals};
 use tartarus_types::{Contract, ErrorCode, ExecId, Outcome, Refusal, SandboxId};
 
 #[derive(Default)]
@@ -39,6 +39,7 @@ pub(crate) struct FakeNode {
     pub(crate) holds: Mutex<Option<SandboxId>>,
     /// The network of those that it runs; a sandbox that is not here is not known.
     pub(crate) nets: Mutex<BTreeMap<SandboxId, NetStatus>>,
+    pub(crate) totals: Mutex<NetTotals>,
 }
 
 #[async_trait]
@@ -114,6 +115,10 @@ impl Node for FakeNode {
         let status = NetStatus { contract, ..NetStatus::default() };
         self.nets.lock().unwrap().insert(sandbox.clone(), status.clone());
         Ok(status)
+    }
+
+    async fn net_totals(&self) -> Result<NetTotals, Refusal> {
+        Ok(self.totals.lock().unwrap().clone())
     }
 
     async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, Refusal> {

@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tartarus_api::Client;
 use tartarus_api::node::{Assignment, Report};
-use tartarus_types::net::{Blocked, Judgement, NetCounter, NetRequest, NetStatus};
+use tartarus_types::net::{Blocked, Judgement, NetCounter, NetRequest, NetStatus, NetTotals};
 use tartarus_types::{NetMode, Timestamp};
 
 use crate::support::{Bench, problem, settings};
@@ -211,4 +211,34 @@ async fn the_client_speaks_it() {
     let after = client.set_net(attempt.sandbox.as_str(), &wanted).await.unwrap();
     assert_eq!(after.contract.ports.len(), 1);
     assert_eq!(client.net(attempt.sandbox.as_str()).await.unwrap(), after);
+}
+
+#[tokio::test]
+async fn what_became_of_packets_is_a_metric() {
+    let bench = Bench::start().await;
+    assert_eq!(bench.request_without_key(Method::GET, "/metrics").send().await.unwrap().status(), 401);
+    let (attempt, _) = running(&bench, allow("203.0.113.0/24")).await;
+    let counter = NetCounter { name: "unlisted".to_owned(), packets: 7, bytes: 420 };
+    *bench.node.totals.lock().unwrap() = NetTotals { networks: 1, counters: vec![counter], ..NetTotals::default() };
+    let lines = async || {
+        let response = bench.request(Method::GET, "/metrics").send().await.unwrap();
+        assert_eq!(response.headers()["content-type"], "text/plain; version=0.0.4");
+        let text = response.text().await.unwrap();
+        text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>()
+    };
+    let before = lines().await;
+    for line in [
+        "tartarus_sandboxes{state=\"running\"} 1",
+        "tartarus_sandboxes_ended_total{state=\"succeeded\"} 0",
+        "tartarus_net_packets_total{reason=\"unlisted\"} 7",
+        "tartarus_net_bytes_total{reason=\"unlisted\"} 420",
+    ] {
+        assert!(before.contains(line), "{line}\n{before:#?}");
+    }
+    bench.end(&attempt, 0).await;
+    bench.end(&attempt, 0).await;
+    let after = lines().await;
+    for line in ["tartarus_sandboxes{state=\"running\"} 0", "tartarus_sandboxes_ended_total{state=\"succeeded\"} 1"] {
+        assert!(after.contains(line), "{line}\n{after:#?}");
+    }
 }

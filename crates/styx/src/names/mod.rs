@@ -19,6 +19,7 @@ mod refused;
 mod resolve;
 mod screen;
 mod serve;
+mod servers;
 mod upstream;
 mod wire;
 

@@ -16,7 +16,7 @@ use super::bucket::Bucket;
 use super::pins::Memory;
 use super::policy::*;
 use super::screen::*;
-use super::upstream::{Found, flatten, servers_in};
+use super::upstream::{Found, flatten};
 use super::wire::*;
 use super::*;
 
@@ -229,22 +229,9 @@ fn pinned_addresses_are_remembered_while_they_last_and_only_some() {
 }
 
 #[test]
-fn a_host_without_name_servers_is_told_so() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("resolv.conf");
-    let says = |text: &str| {
-        std::fs::write(&path, text).unwrap();
-        servers_in(&path).map(|servers| servers.iter().map(ToString::to_string).collect::<Vec<_>>())
-    };
-    assert_eq!(says("search a.org\nnameserver 192.0.2.1\nnameserver ::1\n").unwrap(), ["192.0.2.1:53", "[::1]:53"]);
-    for none in ["", "# nameserver 192.0.2.1\n", "search a.org\n", "nameserver example.org\n"] {
-        let error = says(none).unwrap_err();
-        assert!(matches!(error, NoUpstream::None(_)), "{none:?}: {error}");
-        assert!(error.to_string().starts_with("no nameserver in /"), "{error}");
-    }
-    std::fs::remove_file(&path).unwrap();
-    assert!(matches!(servers_in(&path), Err(NoUpstream::Unreadable(..))));
-    assert!(matches!(Upstream::of(&[]), Err(NoUpstream::None(_))));
+fn nobody_is_no_name_server() {
+    let problem = Upstream::of(&[]).problem().unwrap();
+    assert!(problem.starts_with("no nameserver in the configuration"), "{problem}");
 }
 
 /// What a guest could send, from a real question that was changed here and there.

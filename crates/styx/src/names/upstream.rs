@@ -6,6 +6,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use hickory_resolver::TokioResolver;
@@ -16,10 +17,11 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
-use hickory_resolver::system_conf::parse_resolv_conf;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use super::screen::{MAX_TTL, MIN_TTL};
+use super::servers::Watched;
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// How long one server has for one answer, and how often it is asked again.
@@ -38,8 +40,17 @@ const ALIASES: usize = 16;
 
 /// The name servers that this node asks, with a bounded cache.
 pub struct Upstream {
-    resolver: TokioResolver,
+    asked: Mutex<Asked>,
     turns: Semaphore,
+}
+
+/// Who is asked now.
+struct Asked {
+    /// Where it is read; none where the operator said.
+    file: Option<Watched>,
+    servers: Vec<SocketAddr>,
+    /// Or why nobody can be.
+    resolver: Result<TokioResolver, String>,
 }
 
 /// What a name stands for.
@@ -73,50 +84,43 @@ pub struct Unanswered {
     why: String,
 }
 
-pub(super) fn servers_in(path: &Path) -> Result<Vec<SocketAddr>, NoUpstream> {
-    let shown = path.display().to_string();
-    let text = std::fs::read(path).map_err(|e| NoUpstream::Unreadable(shown.clone(), e.to_string()))?;
-    // A file without a server is what the library calls an error as well, by its text alone.
-    let Ok((config, _)) = parse_resolv_conf(text) else { return Err(NoUpstream::None(shown)) };
-    let servers: Vec<_> = config.name_servers().iter().map(|server| SocketAddr::new(server.ip, 53)).collect();
-    if servers.is_empty() { Err(NoUpstream::None(shown)) } else { Ok(servers) }
-}
-
 impl Upstream {
-    /// Asks the name servers of this host.
-    ///
-    /// # Errors
-    /// When `/etc/resolv.conf` names none or cannot be read.
-    pub fn of_host() -> Result<Self, NoUpstream> {
-        Self::of(&servers_in(Path::new(RESOLV_CONF))?)
+    /// Asks the name servers of this host, those that `/etc/resolv.conf` names whenever a name is asked for.
+    pub fn of_host() -> Self {
+        Self::of_file(Path::new(RESOLV_CONF))
+    }
+
+    /// Asks those that such a file names.
+    pub fn of_file(path: &Path) -> Self {
+        let resolver = Err(NoUpstream::None(path.display().to_string()).to_string());
+        Self::new(Asked { file: Some(Watched::new(path)), servers: Vec::new(), resolver })
     }
 
     /// Asks `servers`.
-    ///
-    /// # Errors
-    /// When there are none.
-    pub fn of(servers: &[SocketAddr]) -> Result<Self, NoUpstream> {
-        if servers.is_empty() {
-            return Err(NoUpstream::None("the configuration of this node".to_owned()));
+    pub fn of(servers: &[SocketAddr]) -> Self {
+        let resolver = match servers {
+            [] => Err(NoUpstream::None("the configuration of this node".to_owned())),
+            servers => resolver(servers),
+        };
+        Self::new(Asked { file: None, servers: servers.to_vec(), resolver: resolver.map_err(|e| e.to_string()) })
+    }
+
+    fn new(asked: Asked) -> Self {
+        Self { asked: Mutex::new(asked), turns: Semaphore::new(AT_ONCE) }
+    }
+
+    /// Why there is nobody to ask, if that is so.
+    pub fn problem(&self) -> Option<String> {
+        self.resolver().err()
+    }
+
+    /// Whoever is asked now.
+    fn resolver(&self) -> Result<TokioResolver, String> {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(read) = asked.file.as_mut().and_then(|file| file.look(Instant::now())) {
+            asked.change(read);
         }
-        Self::build(servers)
-    }
-
-    /// Asks nobody: no name is answered.
-    ///
-    /// # Errors
-    /// When the resolver cannot be made.
-    pub fn nobody() -> Result<Self, NoUpstream> {
-        Self::build(&[])
-    }
-
-    fn build(servers: &[SocketAddr]) -> Result<Self, NoUpstream> {
-        let config = ResolverConfig::from_name_servers(servers.iter().copied().map(server).collect());
-        let resolver = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
-            .with_options(options())
-            .build()
-            .map_err(|e| NoUpstream::Resolver(servers.to_vec(), e.to_string()))?;
-        Ok(Self { resolver, turns: Semaphore::new(AT_ONCE) })
+        asked.resolver.clone()
     }
 
     /// What `name` (a host name, without a final dot) stands for; within 4.5 s.
@@ -126,9 +130,10 @@ impl Upstream {
     pub async fn addresses(&self, name: &str) -> Result<Found, Unanswered> {
         let unanswered = |why: String| Unanswered { name: name.to_owned(), why };
         let asked = Name::from_labels(name.split('.').map(str::as_bytes)).map_err(|e| unanswered(e.to_string()))?;
+        let resolver = self.resolver().map_err(unanswered)?;
         let ask = async {
             let _turn = self.turns.acquire().await.map_err(|e| NetError::Msg(e.to_string()))?;
-            self.resolver.lookup(asked.clone(), RecordType::A).await
+            resolver.lookup(asked.clone(), RecordType::A).await
         };
         match tokio::time::timeout(IN_ALL, ask).await {
             Ok(Ok(lookup)) => Ok(flatten(&asked, lookup.answers())),
@@ -141,6 +146,29 @@ impl Upstream {
             Err(_) => Err(unanswered("no answer in time".to_owned())),
         }
     }
+}
+
+impl Asked {
+    /// The file was read anew. One that names nobody may be just being written, so who was asked is asked on.
+    fn change(&mut self, read: Result<Vec<SocketAddr>, NoUpstream>) {
+        match read.and_then(|servers| Ok((resolver(&servers)?, servers))) {
+            Ok((_, servers)) if self.resolver.is_ok() && servers == self.servers => {}
+            Ok((resolver, servers)) => {
+                tracing::info!(?servers, "names of sandboxes are looked up there");
+                (self.servers, self.resolver) = (servers, Ok(resolver));
+            }
+            Err(why) if self.resolver.is_ok() => tracing::warn!(%why, "the name servers from before are asked on"),
+            Err(why) => self.resolver = Err(why.to_string()),
+        }
+    }
+}
+
+fn resolver(servers: &[SocketAddr]) -> Result<TokioResolver, NoUpstream> {
+    let config = ResolverConfig::from_name_servers(servers.iter().copied().map(server).collect());
+    TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+        .with_options(options())
+        .build()
+        .map_err(|e| NoUpstream::Resolver(servers.to_vec(), e.to_string()))
 }
 
 /// A server as the library has it; a lie of one is not mended by asking another, so "no such name" is believed.

@@ -61,7 +61,11 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) async fn start(zone: impl IntoIterator<Item = (&'static str, Say)>) -> Arc<Self> {
-        let udp = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        Self::start_at("127.0.0.1:0", zone).await
+    }
+
+    pub(crate) async fn start_at(at: &str, zone: impl IntoIterator<Item = (&'static str, Say)>) -> Arc<Self> {
+        let udp = Arc::new(UdpSocket::bind(at).await.unwrap());
         let at = udp.local_addr().unwrap();
         let tcp = TcpListener::bind(at).await.unwrap();
         let zone = zone.into_iter().map(|(name, say)| (name.to_owned(), say)).collect();
@@ -200,13 +204,16 @@ pub(crate) fn listing(domains: &[&str]) -> Contract {
 
 impl Resolver {
     pub(crate) fn start(contract: Contract, upstream: SocketAddr) -> Self {
+        Self::beneath(contract, Upstream::of(&[upstream]))
+    }
+
+    pub(crate) fn beneath(contract: Contract, upstream: Upstream) -> Self {
         let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let at = udp.local_addr().unwrap();
         let tcp = std::net::TcpListener::bind(at).unwrap();
         let (contract, current) = watch::channel(Arc::new(contract));
         let (pins, refused) = (Arc::new(Noted::default()), Arc::new(Refused::default()));
-        let upstream = Arc::new(Upstream::of(&[upstream]).unwrap());
-        let serving = serve(udp, tcp, current, upstream, pins.clone(), refused.clone(), || Timestamp(5));
+        let serving = serve(udp, tcp, current, Arc::new(upstream), pins.clone(), refused.clone(), || Timestamp(5));
         let mut task = JoinSet::new();
         task.spawn(async {
             let Err(error) = serving.await;

@@ -64,3 +64,17 @@ pub struct RefusedName {
     /// Such as "not listed", "its answer is private".
     pub why: String,
 }
+
+/// What became of the packets of all sandboxes of a node since its agent started, also of those that are gone. What passes
+/// in the moment in which a contract is exchanged may be missing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetTotals {
+    /// Sandboxes that have a network now.
+    pub networks: u64,
+    /// Packets and bytes, by what became of them; each name once.
+    pub counters: Vec<NetCounter>,
+    /// How often a name was refused.
+    pub refused_names: u64,
+    /// How often rules or links were found changed by somebody else, and put back.
+    pub mended: u64,
+}

@@ -1,0 +1,111 @@
+//! Netlink below what the libraries know: a socket, and the messages of a datagram.
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+
+use rtnetlink::packet_core::NlasIterator;
+
+/// Length, kind, flags, number and sender.
+pub(crate) const HEADER: usize = 16;
+
+/// A datagram that is none of netlink's.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Malformed;
+
+/// A socket of the calling thread's namespace that hears of `groups`; it does not block.
+pub(crate) fn socket(protocol: libc::c_int, groups: u32) -> io::Result<OwnedFd> {
+    let flags = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: the call takes numbers.
+    let fd = unsafe { libc::socket(libc::AF_NETLINK, flags, protocol) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just made and has no other owner.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: an address is numbers, for which zero is valid.
+    let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+    address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+    address.nl_groups = groups;
+    let length = std::mem::size_of_val(&address) as libc::socklen_t;
+    // SAFETY: the address lives until the call returns, and its length is its own.
+    let bound = unsafe { libc::bind(fd, (&raw const address).cast(), length) };
+    if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
+}
+
+/// The messages of a datagram: kind, and what follows the header. It ends with the first one that is malformed.
+pub(crate) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Result<(u16, &[u8]), Malformed>> {
+    std::iter::from_fn(move || {
+        if datagram.is_empty() {
+            return None;
+        }
+        let Some(message) = first(datagram) else {
+            datagram = &[];
+            return Some(Err(Malformed));
+        };
+        let next = message.len().next_multiple_of(4);
+        datagram = datagram.get(next..).unwrap_or_default();
+        let kind = u16::from_ne_bytes([message[4], message[5]]);
+        Some(Ok((kind, &message[HEADER..])))
+    })
+}
+
+fn first(datagram: &[u8]) -> Option<&[u8]> {
+    let length = u32::from_ne_bytes(datagram.get(..4)?.try_into().ok()?) as usize;
+    datagram.get(..length).filter(|message| message.len() >= HEADER)
+}
+
+/// The value of the first attribute of this kind.
+pub(crate) fn attribute(attributes: &[u8], kind: u16) -> Option<&[u8]> {
+    let found = NlasIterator::new(attributes).flatten().find(|attribute| attribute.kind() == kind)?;
+    let length = usize::from(found.length());
+    // What is left of the message from this one on.
+    found.into_inner().get(4..length)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A message as the kernel of nftables writes it, with attributes.
+    pub(crate) fn message(kind: u16, attributes: &[(u16, &[u8])]) -> Vec<u8> {
+        let body = [vec![2, 0, 0, 0], nested(attributes)].concat();
+        let mut message = u32::try_from(HEADER + body.len()).unwrap().to_ne_bytes().to_vec();
+        message.extend(kind.to_ne_bytes());
+        message.extend([0; 10]);
+        [message, body].concat()
+    }
+
+    pub(crate) fn nested(attributes: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (kind, value) in attributes {
+            bytes.extend(u16::try_from(4 + value.len()).unwrap().to_ne_bytes());
+            bytes.extend(kind.to_ne_bytes());
+            bytes.extend(*value);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
+        bytes
+    }
+
+    #[test]
+    fn an_attribute_is_no_more_than_itself() {
+        let all = nested(&[(1, b"abc"), (2 | 0x8000, b"defgh"), (3, b""), (1, b"x")]);
+        assert_eq!(
+            [1, 2, 3, 4].map(|kind| attribute(&all, kind)),
+            [Some(&b"abc"[..]), Some(b"defgh"), Some(b""), None]
+        );
+        assert_eq!(attribute(&all[..6], 1), None, "cut short");
+    }
+
+    #[test]
+    fn messages_end_with_what_is_none() {
+        let whole = [message(7, &[]), message(8, &[(1, b"abc")])].concat();
+        let kinds: Vec<_> = messages(&whole).map(|message| message.map(|(kind, body)| (kind, body.len()))).collect();
+        assert_eq!(kinds, [Ok((7, 4)), Ok((8, 12))]);
+        for length in 1..whole.len() {
+            let last = messages(&whole[..length]).last().unwrap();
+            assert_eq!(last.is_err(), length != message(7, &[]).len(), "{length}");
+        }
+        assert_eq!(messages(&[0; 32]).collect::<Vec<_>>(), [Err(Malformed)], "a message without a length");
+        assert_eq!(messages(&[]).count(), 0);
+    }
+}
