@@ -5,8 +5,6 @@
 mod server;
 mod steps;
 
-pub(crate) use server::parse_ready;
-
 use std::path::Path;
 use std::time::{Duration, Instant};
 

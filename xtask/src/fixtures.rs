@@ -23,7 +23,7 @@ pub(crate) const FOLDER: &str = "target/fixtures";
 /// Makes whatever is missing or made from other versions: `kernel.tar`, `busybox.tar`, `python.tar`.
 pub(crate) fn ensure() -> Result<()> {
     std::fs::create_dir_all(FOLDER).with_context(|| format!("cannot make {FOLDER}"))?;
-    kernel()?;
+    ensure_kernel(Age::Current)?;
     busybox::make()?;
     python::ensure(Age::Current)?;
     Ok(())
@@ -68,17 +68,23 @@ impl Fixture {
     }
 }
 
-/// Debian's cloud kernel: the file system of its package as a tar.
-fn kernel() -> Result<()> {
+/// Debian's cloud kernel: the file system of its package as a tar, unless one of that age is there. Gives its path.
+pub(crate) fn ensure_kernel(age: Age) -> Result<PathBuf> {
+    let fixture = Fixture::new("kernel.tar", "");
+    if age == Age::Any && fixture.path.exists() {
+        return Ok(fixture.path);
+    }
     let package = kernel_package()?;
     let version = candidate(&package)?;
-    Fixture::new("kernel.tar", format!("{package} {version}")).ensure(|path| {
+    let fixture = Fixture { key: format!("{package} {version}"), ..fixture };
+    fixture.ensure(|path| {
         let scratch = Path::new(FOLDER).join("kernel-package");
         std::fs::create_dir_all(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
         let made = download(&package, &scratch).and_then(|deb| unpack(&deb, path));
         let _ = std::fs::remove_dir_all(&scratch);
         made
-    })
+    })?;
+    Ok(fixture.path)
 }
 
 /// `linux-image-cloud-amd64` is empty; the kernel is in the package that it depends on.

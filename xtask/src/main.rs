@@ -57,7 +57,7 @@ enum Task {
     },
     /// Writes openapi/v1.json from the types
     Openapi,
-    /// Measures, beside other programs of the machine
+    /// Measures the product: builds it, and runs its own benchmark
     #[command(subcommand)]
     Bench(bench::Bench),
 }

@@ -1,6 +1,8 @@
 //! The command line, as clap reads it: names, flags and help. It is a contract that scripts rely on, so things are
 //! added here and never renamed. It refuses to know what a command does.
 
+mod bench;
+mod guest_kernel;
 mod net;
 mod parse;
 mod sandbox;
@@ -18,6 +20,8 @@ use ipnet::Ipv4Net;
 use tartarus_types::Overcommit;
 use tartarus_types::net::NetLimits;
 
+pub(crate) use bench::{BenchCommand, BenchStartArgs};
+pub(crate) use guest_kernel::GuestKernelArgs;
 pub(crate) use net::{NetChoice, NetCommand, NetUpdateArgs, PortArgs};
 pub(crate) use parse::{env_map, millis};
 pub(crate) use sandbox::{
@@ -93,6 +97,9 @@ pub(crate) enum Command {
     /// Attack this installation, to see whether it holds
     #[command(subcommand)]
     Torture(TortureCommand),
+    /// Measure this installation, beside other programs of the machine
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Print a shell's completion script
     Completion {
         /// The shell
@@ -114,8 +121,8 @@ impl Command {
     pub(crate) fn own_failure(&self) -> u8 {
         match self {
             Self::Run(_) | Self::Exec(_) | Self::Wait(_) => 125,
-            // 1 is a suite's finding.
-            Self::Torture(_) => 2,
+            // 1 is a finding of the suite or the benchmark.
+            Self::Torture(_) | Self::Bench(_) => 2,
             _ => 1,
         }
     }

@@ -55,7 +55,7 @@ pub(crate) async fn run(command: Command, quiet: bool) -> Result<ExitCode, Faile
         Command::Template(command) => return template::run(command, progress).await,
         Command::Completion { shell } => shell::completion(shell)?,
         Command::Man { dir } => shell::man(dir.as_deref())?,
-        Command::Up(_) | Command::Torture(_) | Command::Openapi => {
+        Command::Up(_) | Command::Torture(_) | Command::Bench(_) | Command::Openapi => {
             return Err(anyhow::anyhow!("a server's role is started without this runtime").into());
         }
     }

@@ -1,9 +1,11 @@
 //! `tartarus`: the one binary. Reads the command line and turns what comes of it into an exit code and, where it
 //! failed, one line that says what to do. Everything else is behind [`commands`] and [`serve`].
 
+mod bench;
 mod cli;
 mod commands;
 mod failure;
+mod guest_kernel;
 mod pointer;
 mod serve;
 mod server;
@@ -15,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Command, TortureCommand};
+use cli::{BenchCommand, Cli, Command, TortureCommand};
 use failure::Failed;
 
 fn main() -> ExitCode {
@@ -34,11 +36,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// The server makes a runtime of its own, and so do the halves of an attack suite.
+/// The server makes a runtime of its own, and so do the halves of an attack suite, and the benchmark has none.
 fn dispatch(cli: Cli) -> Result<ExitCode, Failed> {
     match cli.command {
         Command::Up(args) => Ok(serve::up(args)?),
         Command::Torture(TortureCommand::Net(args)) => Ok(torture::net(&args, cli.quiet)?),
+        Command::Bench(BenchCommand::Start(args)) => Ok(bench::start(&args, cli.quiet)?),
         Command::Openapi => {
             serve::openapi();
             Ok(ExitCode::SUCCESS)

@@ -18,6 +18,9 @@ fn help_is_no_error_and_a_mistake_is_one() {
         (&["-q", "run", "t", "x"], 125),
         (&["exec"], 125),
         (&["wait"], 125),
+        (&["bench", "start", "--help"], 0),
+        (&["bench", "start", "--only", "nonsense"], 2),
+        (&["bench", "start", "--image", "/nowhere/x.tar"], 2),
     ] {
         let output = tartarus(args).output().unwrap();
         assert_eq!(output.status.code(), Some(code), "{args:?}: {}", text(&output.stderr));

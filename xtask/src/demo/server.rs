@@ -131,7 +131,7 @@ impl Server {
 }
 
 /// The URL in `Tartarus is ready at http://…`.
-pub(crate) fn parse_ready(line: &str) -> Option<&str> {
+fn parse_ready(line: &str) -> Option<&str> {
     let (_, rest) = line.split_once("Tartarus is ready at ")?;
     let url = rest.split_whitespace().next()?;
     url.starts_with("http://").then_some(url)

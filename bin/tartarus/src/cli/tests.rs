@@ -82,6 +82,11 @@ fn every_form_of_the_contract_is_taken() {
         "tartarus port i --list",
         "tartarus port i --remove 80",
         "tartarus doctor --json --reprobe",
+        "tartarus torture net --quick --kernel k.deb --driver qemu-kvm --json",
+        "tartarus bench start",
+        "tartarus bench start --driver firecracker --image t.tar --data d --json --json-file f --dir d --check",
+        "tartarus bench start --vmlinuz v --modules m --rounds 3 --parallel 1,2 --only docker,bare --soak 100 --idle 10",
+        "tartarus bench start --quick --kernel-tar k --bare-restore b",
         "tartarus -q completion bash",
         "tartarus man",
     ] {
@@ -171,6 +176,14 @@ fn nonsense_is_refused() {
         "tartarus up --dns 192.0.2.1:0",
         "tartarus up --overcommit 0.5",
         "tartarus up --overcommit 11",
+        "tartarus bench",
+        "tartarus bench start --driver vmware",
+        "tartarus bench start --rounds 0",
+        "tartarus bench start --parallel 65",
+        "tartarus bench start --idle 0",
+        "tartarus bench start --vmlinuz v",
+        "tartarus bench start --kernel k --vmlinuz v --modules m",
+        "tartarus torture net --modules m",
     ] {
         assert!(parse(line).is_err(), "{line}");
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::DriverChoice;
+use super::{DriverChoice, GuestKernelArgs};
 use crate::torture::Path;
 
 #[derive(Debug, Subcommand)]
@@ -24,21 +24,8 @@ Needs root, a guest kernel, and the programs ip, nft, sysctl, unshare and nsente
 #[derive(Debug, Args)]
 #[command(after_help = NET_HELP)]
 pub(crate) struct TortureNetArgs {
-    /// Take the newest guest kernel of this data folder, and nothing else of it [default: that of `up`]
-    #[arg(long, value_name = "DIR", env = "TARTARUS_DATA")]
-    pub(crate) data: Option<PathBuf>,
-    /// Take the guest kernel of this Debian package
-    #[arg(long, value_name = "DEB", conflicts_with = "vmlinuz")]
-    pub(crate) kernel: Option<PathBuf>,
-    /// Take this guest kernel
-    #[arg(long, value_name = "FILE", requires = "modules")]
-    pub(crate) vmlinuz: Option<PathBuf>,
-    /// Its modules: a folder such as lib/modules/RELEASE
-    #[arg(long, value_name = "DIR", requires = "vmlinuz")]
-    pub(crate) modules: Option<PathBuf>,
-    /// A tar such as `dpkg-deb --fsys-tarfile` prints
-    #[arg(long, value_name = "TAR", hide = true)]
-    pub(crate) kernel_tar: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) kernel: GuestKernelArgs,
     /// The hypervisor to use; `auto` probes
     #[arg(long, value_enum, default_value_t = DriverChoice::Auto)]
     pub(crate) driver: DriverChoice,

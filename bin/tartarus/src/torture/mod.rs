@@ -35,6 +35,7 @@ use suite::Suite;
 use world::World;
 
 use crate::cli::TortureNetArgs;
+use crate::guest_kernel;
 use crate::terminal::{print, print_json};
 
 /// What runs inside of the guests; `build.rs` made it.
@@ -100,7 +101,7 @@ fn within(args: &TortureNetArgs, folder: &FilePath, quiet: bool) -> anyhow::Resu
     let begin = Instant::now();
     let world = World::new()?;
     let mut host = Host::new(&world, folder, args.driver.word())?;
-    let (kernel, image) = (image::kernel(args, folder)?, image::make(folder)?);
+    let (kernel, image) = (guest_kernel::find(&args.kernel, folder)?.flags()?, image::make(folder)?);
     host.start(None)?;
     let kernel: Vec<&str> = kernel.iter().map(String::as_str).collect();
     host.prepare(&kernel, &image)?;

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::meter::Moment;
 use super::process::{self, go_on};
+use super::progress::Progress;
 use super::row::{EXPECTED, Row, Run};
 use super::server::Server;
 
@@ -29,7 +30,7 @@ pub(super) struct Soak {
 }
 
 /// Runs a row so often and compares.
-pub(super) fn run(server: &Server, row: &Row, count: usize, keep: &[u32]) -> Result<Soak> {
+pub(super) fn run(server: &Server, row: &Row, count: usize, keep: &[u32], progress: Progress) -> Result<Soak> {
     let work = row.work.as_ref().map_err(|why| anyhow::anyhow!("{} cannot be soaked: {why}", row.name))?;
     let mut failed = Vec::new();
     let mut one = |name: String| -> Result<()> {
@@ -50,7 +51,7 @@ pub(super) fn run(server: &Server, row: &Row, count: usize, keep: &[u32]) -> Res
     };
     (0..WARM).try_for_each(|n| one(format!("soak-warm-{n}")))?;
     let before = look();
-    println!("  {count} runs of {}, one after another", row.name);
+    progress.say(&format!("  {count} runs of {}, one after another", row.name));
     (0..count).try_for_each(|n| one(format!("soak-{n}")))?;
     let after = look();
     let mut faults = judge(&before, &after);
@@ -83,9 +84,10 @@ fn judge(before: &Moment, after: &Moment) -> Vec<String> {
 }
 
 impl Soak {
-    pub(super) fn print(&self) {
-        println!("\n{} runs of {} one after another, {} failed", self.count, self.row, self.failed);
-        println!("{:<28}{:>12}{:>12}{:>12}", "", "before", "after", "difference");
+    /// The table. What is too much is told by whoever judges.
+    pub(super) fn text(&self) -> String {
+        let mut out = format!("\n{} runs of {} one after another, {} failed\n", self.count, self.row, self.failed);
+        out += &format!("{:<28}{:>12}{:>12}{:>12}\n", "", "before", "after", "difference");
         let (b, a) = (&self.before, &self.after);
         let mib = [
             ("resident, MiB", b.resident, a.resident),
@@ -95,18 +97,16 @@ impl Soak {
         ];
         for (name, before, after) in mib {
             let [before, after] = [before, after].map(|bytes| bytes as f64 / (1 << 20) as f64);
-            println!("{name:<28}{before:>12.1}{after:>12.1}{:>12.1}", after - before);
+            out += &format!("{name:<28}{before:>12.1}{after:>12.1}{:>12.1}\n", after - before);
         }
         for (name, before, after) in [
             ("descriptors", b.descriptors, a.descriptors),
             ("processes", b.processes, a.processes),
             ("mounts", b.mounts, a.mounts),
         ] {
-            println!("{name:<28}{before:>12}{after:>12}{:>12}", after - before);
+            out += &format!("{name:<28}{before:>12}{after:>12}{:>12}\n", after - before);
         }
-        for fault in &self.faults {
-            println!("fault: {fault}");
-        }
+        out
     }
 }
 

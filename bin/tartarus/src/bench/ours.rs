@@ -21,56 +21,43 @@ pub(super) const PLAIN: &str = "restore-process";
 pub(super) const PLAIN_API: &str = "restore-process-api";
 pub(super) const COLD: &str = "cold-boot";
 
+/// All of them.
+pub(super) const ALL: [&str; 5] = [RUNNER, RUNNER_API, PLAIN, PLAIN_API, COLD];
+
 /// How a row's machine must have come up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Start {
     Snapshot,
     Boot,
-    /// This binary has no golden snapshots.
-    Any,
 }
 
-/// All of them; those that this binary cannot do say so.
+/// All of them.
 pub(super) fn rows(server: &Arc<Server>) -> Vec<Row> {
-    let code = |row: Row, work: Box<dyn Work>| needs(server, row, work, "--code");
+    let row = |name, how: &str, work| Row::new(name, Kind::Ours, how).version(env!("CARGO_PKG_VERSION")).work(Ok(work));
     let cli = |start, flags: &[&str]| -> Box<dyn Work> {
         Box::new(Cli { server: server.clone(), flags: flags.iter().map(|flag| (*flag).to_owned()).collect(), start })
     };
-    let api =
-        |wanted| -> Box<dyn Work> { Box::new(ByApi { server: server.clone(), wanted, idle: Mutex::new(Vec::new()) }) };
-    let command = json!(["python3", "-c", PROGRAM]);
-    let plain = if server.can("--code") { Start::Snapshot } else { Start::Any };
+    let api = |wanted: Value| -> Box<dyn Work> {
+        let mut whole = json!({"template": TEMPLATE, "attach": true, "start_timeout_ms": START_MS});
+        if let (Some(whole), Value::Object(wanted)) = (whole.as_object_mut(), wanted) {
+            whole.extend(wanted);
+        }
+        Box::new(ByApi { server: server.clone(), wanted: whole, idle: Mutex::new(Vec::new()) })
+    };
+    let by_process = api(json!({"command": ["python3", "-c", PROGRAM]}));
+    let (runner, boot) = (["--code", PROGRAM], ["--no-snapshot", "--code", PROGRAM]);
     vec![
-        code(Row::new(RUNNER, Kind::Ours, "tartarus run py --code …"), cli(Start::Snapshot, &["--code", PROGRAM])),
-        code(
-            Row::new(RUNNER_API, Kind::Ours, "POST /v1/sandboxes {code}, GET …/output"),
-            api(json!({"template": TEMPLATE, "code": PROGRAM, "attach": true, "start_timeout_ms": START_MS})),
-        ),
-        Row::new(PLAIN, Kind::Ours, "tartarus run py -- python3 -c …").work(Ok(cli(plain, &PROCESS))),
-        Row::new(PLAIN_API, Kind::Ours, "POST /v1/sandboxes {command}, GET …/output").work(Ok(api(
-            json!({"template": TEMPLATE, "command": command, "attach": true, "start_timeout_ms": START_MS}),
-        ))),
-        needs(
-            server,
-            Row::new(COLD, Kind::Ours, "tartarus run py --no-snapshot --code …"),
-            cli(Start::Boot, &["--no-snapshot", "--code", PROGRAM]),
-            "--no-snapshot",
-        ),
+        row(RUNNER, "tartarus run py --code …", cli(Start::Snapshot, &runner)),
+        row(RUNNER_API, "POST /v1/sandboxes {code}, GET …/output", api(json!({"code": PROGRAM}))),
+        row(PLAIN, "tartarus run py -- python3 -c …", cli(Start::Snapshot, &PROCESS)),
+        row(PLAIN_API, "POST /v1/sandboxes {command}, GET …/output", by_process),
+        row(COLD, "tartarus run py --no-snapshot --code …", cli(Start::Boot, &boot)),
     ]
 }
 
-/// What leaks and idle clones are looked at with: the runner, or a process where this binary has no runners.
+/// What leaks and idle clones are looked at with: the runner.
 pub(super) fn restore(server: &Arc<Server>) -> Row {
-    let wanted = if server.can("--code") { RUNNER } else { PLAIN };
-    let row = rows(server).into_iter().find(|row| row.name == wanted);
-    row.unwrap_or_else(|| Row::new(wanted, Kind::Ours, ""))
-}
-
-fn needs(server: &Server, row: Row, work: Box<dyn Work>, option: &str) -> Row {
-    if server.can(option) {
-        return row.work(Ok(work));
-    }
-    row.work(Err(anyhow::anyhow!("this binary has no `run {option}`")))
+    rows(server).swap_remove(0)
 }
 
 /// Looks whether a sandbox came up as it should have.
@@ -84,8 +71,9 @@ fn check(api: &mut Api, name: &str, start: Start) -> Result<Detail> {
 
 fn came_up(how: Option<&StartedFrom>, wanted: Start) -> Result<()> {
     match (how, wanted) {
-        (_, Start::Any) | (Some(StartedFrom::Snapshot { .. }), Start::Snapshot) => Ok(()),
-        (Some(StartedFrom::ColdBoot { .. }), Start::Boot) => Ok(()),
+        (Some(StartedFrom::Snapshot { .. }), Start::Snapshot) | (Some(StartedFrom::ColdBoot { .. }), Start::Boot) => {
+            Ok(())
+        }
         (Some(StartedFrom::ColdBoot { why }), Start::Snapshot) => bail!("it booted cold: {why}"),
         (Some(StartedFrom::Snapshot { golden }), Start::Boot) => bail!("it was restored from {golden}"),
         (None, _) => bail!("nothing says how it came up"),
@@ -158,9 +146,8 @@ impl Work for ByApi {
     }
 
     fn check(&self, name: &str) -> Result<Option<Detail>> {
-        let start = if self.server.can("--code") { Start::Snapshot } else { Start::Any };
         let mut api = self.take();
-        let checked = check(&mut api, name, start);
+        let checked = check(&mut api, name, Start::Snapshot);
         self.give_back(api);
         checked.map(Some)
     }
@@ -178,6 +165,5 @@ mod tests {
         assert!(came_up(Some(&boot), Start::Snapshot).unwrap_err().to_string().contains("no room"));
         assert!(came_up(Some(&snapshot), Start::Boot).is_err());
         assert!(came_up(None, Start::Snapshot).is_err() && came_up(None, Start::Boot).is_err());
-        assert!(came_up(None, Start::Any).is_ok());
     }
 }

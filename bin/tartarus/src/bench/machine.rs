@@ -1,11 +1,11 @@
 //! The machine that was measured.
 
-use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::Command;
 
 use serde::Serialize;
 
 use super::programs;
-use crate::sh;
 
 /// What a reader needs to compare figures.
 #[derive(Debug, Serialize)]
@@ -14,32 +14,38 @@ pub(super) struct Machine {
     cores: usize,
     memory_mib: u64,
     kernel: String,
-    hypervisor: String,
+    /// Those that are there, with their versions.
+    hypervisors: Vec<String>,
     load: String,
 }
 
 impl Machine {
     pub(super) fn look() -> Self {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let hypervisor = programs::find("qemu-system-x86_64")
-            .and_then(|program| sh::output(std::process::Command::new(program).arg("--version")).ok())
-            .and_then(|text| text.lines().next().map(str::to_owned));
+        let firecracker = std::env::var_os("TARTARUS_FIRECRACKER").map(PathBuf::from);
+        let qemu = programs::find(&format!("qemu-system-{}", std::env::consts::ARCH));
+        let found = [firecracker.or_else(|| programs::find("firecracker")), qemu];
+        let version =
+            |program| programs::asked(Command::new(program).arg("--version")).lines().next().map(str::to_owned);
         Self {
             processor: processor(&read("/proc/cpuinfo")),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             memory_mib: super::meter::memory("MemTotal").unwrap_or(0) >> 20,
-            kernel: sh::output(&mut sh::command(&["uname", "-sr"])).unwrap_or_default().trim().to_owned(),
-            hypervisor: hypervisor.unwrap_or_else(|| "unknown".to_owned()),
+            kernel: programs::asked(Command::new("uname").arg("-sr")).trim().to_owned(),
+            hypervisors: found.into_iter().flatten().filter_map(version).collect(),
             load: read("/proc/loadavg").split(' ').take(3).collect::<Vec<_>>().join(" "),
         }
     }
 
-    pub(super) fn print(&self, drivers: &BTreeSet<String>) {
-        println!("machine     {}, {} cores, {} MiB", self.processor, self.cores, self.memory_mib);
-        println!("kernel      {}", self.kernel);
-        println!("hypervisor  {}", self.hypervisor);
-        println!("driver      {}", drivers.iter().map(String::as_str).collect::<Vec<_>>().join(", "));
-        println!("load before {}", self.load);
+    /// With the drivers that were seen.
+    pub(super) fn text(&self, drivers: &[String]) -> String {
+        let Self { processor, cores, memory_mib, kernel, hypervisors, load } = self;
+        format!(
+            "machine     {processor}, {cores} cores, {memory_mib} MiB\nkernel      {kernel}\nhypervisors {}\n\
+             driver      {}\nload before {load}\n",
+            hypervisors.join(", "),
+            drivers.join(", ")
+        )
     }
 }
 

@@ -1,8 +1,13 @@
 //! Programs of the machine: where they are and what version.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
 
-use crate::sh;
+use super::process;
+
+/// A program that says its version takes no longer.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// Where a program is: on the path, or where administrators' programs are.
 pub(super) fn find(name: &str) -> Option<PathBuf> {
@@ -13,8 +18,12 @@ pub(super) fn find(name: &str) -> Option<PathBuf> {
 
 /// What a program's `--version` says, shortly.
 pub(super) fn version(program: &Path) -> String {
-    let text = sh::output(std::process::Command::new(program).arg("--version")).unwrap_or_default();
-    number(&text)
+    number(&asked(Command::new(program).arg("--version")))
+}
+
+/// What a program prints; nothing when it fails.
+pub(super) fn asked(command: &mut Command) -> String {
+    process::run(command, ANSWER).and_then(process::Finished::text).unwrap_or_default()
 }
 
 /// The first word of the first line that looks like a version.

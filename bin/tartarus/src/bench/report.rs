@@ -46,8 +46,15 @@ pub(super) struct Line {
 pub(super) struct Trace {
     row: &'static str,
     at_once: usize,
-    /// Median milliseconds by phase.
-    phases: Vec<(String, f64)>,
+    phases: Vec<Part>,
+}
+
+/// A phase of a start.
+#[derive(Debug, Serialize)]
+struct Part {
+    name: String,
+    /// Milliseconds at the median.
+    ms: f64,
 }
 
 /// What Tartarus adds to the bare sequence, ms: medians of the differences in the same round.
@@ -95,55 +102,58 @@ impl Report {
             adds.push(added(rows, measured, at_once));
         }
         let alone = lines.iter().find(|line| line.row == RUNNER && line.at_once == 1);
-        let bars = vec![
-            Bar {
-                what: "restore with the runner, of docker run",
-                most: BAR,
-                stretch: BAR_STRETCH,
-                value: alone.and_then(|line| line.ratio_to_docker),
-            },
-            Bar {
+        let mut bars = vec![Bar {
+            what: "restore with the runner, of docker run",
+            most: BAR,
+            stretch: BAR_STRETCH,
+            value: alone.and_then(|line| line.ratio_to_docker),
+        }];
+        // Users do not have the program of that row.
+        if rows.iter().any(|row| row.name == BARE) {
+            bars.push(Bar {
                 what: "Tartarus adds to the bare sequence, ms",
                 most: ADDS_MS,
                 stretch: ADDS_STRETCH_MS,
                 value: adds.iter().find(|adds| adds.at_once == 1).and_then(|adds| adds.by_api),
-            },
-        ];
+            });
+        }
         let drivers = results.values().flatten().flat_map(|measured| measured.drivers.keys().cloned()).collect();
         Self { lines, traces, adds, bars, drivers }
     }
 
-    pub(super) fn print(&self) {
+    /// The tables.
+    pub(super) fn text(&self) -> String {
+        let mut out = String::new();
         if self.lines.is_empty() {
-            return;
+            return out;
         }
         let mut at_once = 0;
         for line in &self.lines {
             if line.at_once != at_once {
                 at_once = line.at_once;
-                println!("\n{at_once} at once, ms");
-                println!(
-                    "{:<21}{:>4}{:>5}{:>9}{:>9}{:>9}{:>9}{:>9}{:>8}{:>8}",
+                out += &format!("\n{at_once} at once, ms\n");
+                out += &format!(
+                    "{:<21}{:>4}{:>5}{:>9}{:>9}{:>9}{:>9}{:>9}{:>8}{:>8}\n",
                     "", "ok", "fail", "p50", "p90", "p99", "min", "each", "docker", "medians"
                 );
             }
-            println!("{}", line.shown());
+            out += &format!("{}\n", line.shown());
         }
-        for adds in &self.adds {
+        for adds in self.adds.iter().filter(|adds| adds.by_api.is_some() || adds.by_command_line.is_some()) {
             let shown = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms"));
-            println!(
-                "\n{} at once, Tartarus adds {} by API, {} by command line (median of the differences in a round)",
+            out += &format!(
+                "\n{} at once, Tartarus adds {} by API, {} by command line (median of the differences in a round)\n",
                 adds.at_once,
                 shown(adds.by_api),
                 shown(adds.by_command_line)
             );
         }
         for trace in &self.traces {
-            let phases = trace.phases.iter().map(|(name, ms)| format!("{name} {ms:.1}"));
-            println!("\n{} at once, {}, ms at the median", trace.at_once, trace.row);
-            println!("  {}", phases.collect::<Vec<_>>().join(" | "));
+            let phases = trace.phases.iter().map(|Part { name, ms }| format!("{name} {ms:.1}"));
+            out += &format!("\n{} at once, {}, ms at the median\n", trace.at_once, trace.row);
+            out += &format!("  {}\n", phases.collect::<Vec<_>>().join(" | "));
         }
-        println!("\nbars (alone)");
+        out += "\nbars (alone)\n";
         for bar in &self.bars {
             let verdict = match bar.kept() {
                 Some(true) => "kept",
@@ -151,8 +161,10 @@ impl Report {
                 None => "not judged",
             };
             let value = bar.value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
-            println!("  {:<42}{value:>8}  at most {} (stretch {}): {verdict}", bar.what, bar.most, bar.stretch);
+            out +=
+                &format!("  {:<42}{value:>8}  at most {} (stretch {}): {verdict}\n", bar.what, bar.most, bar.stretch);
         }
+        out
     }
 }
 
@@ -221,7 +233,7 @@ fn trace(row: &Row, of: &Measured, at_once: usize) -> Option<Trace> {
     if !restores.contains(&row.name) || of.phases.is_empty() {
         return None;
     }
-    let phases = of.phases.iter().filter_map(|(name, ms)| Some((name.clone(), median(ms)?))).collect();
+    let phases = of.phases.iter().filter_map(|(name, ms)| Some(Part { name: name.clone(), ms: median(ms)? })).collect();
     Some(Trace { row: row.name, at_once, phases })
 }
 
@@ -233,17 +245,21 @@ fn added(rows: &[Row], measured: &[Measured], at_once: usize) -> Adds {
     Adds { at_once, by_api: adds(RUNNER_API), by_command_line: adds(RUNNER) }
 }
 
-/// What is wrong: bars that are missed or cannot be judged, and failures of ours.
-pub(super) fn faults(report: &Report, rows: &[Row]) -> Vec<String> {
+/// Bars that are missed or cannot be judged.
+pub(super) fn missed(report: &Report) -> Vec<String> {
     let missed = report.bars.iter().filter_map(|bar| match bar.kept() {
         Some(true) => None,
         Some(false) => Some(format!("{}: {:.2}, at most {}", bar.what, bar.value.unwrap_or_default(), bar.most)),
         None => Some(format!("{}: not measured", bar.what)),
     });
+    missed.collect()
+}
+
+/// Failures of ours.
+pub(super) fn failed(report: &Report, rows: &[Row]) -> Vec<String> {
     let ours = |line: &&Line| rows.iter().any(|row| row.name == line.row && row.what == Kind::Ours);
     let failed = report.lines.iter().filter(ours).filter(|line| line.failed > 0);
-    let failed = failed.map(|line| format!("{} at once, {}: {} failed", line.at_once, line.row, line.failed));
-    missed.chain(failed).collect()
+    failed.map(|line| format!("{} at once, {}: {} failed", line.at_once, line.row, line.failed)).collect()
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use super::process::{self, go_on};
+use super::progress::Progress;
 use super::row::{EXPECTED, Kind, Ran, Row, Run, Work};
 use super::stats::{ByRound, Shuffle};
 
@@ -63,7 +64,7 @@ pub(super) type Results = BTreeMap<usize, Vec<Measured>>;
 ///
 /// # Errors
 /// When it is interrupted. What fails within a row is the row's.
-pub(super) fn run(rows: &mut [Row], plan: &Plan, keep: &[u32]) -> Result<Results> {
+pub(super) fn run(rows: &mut [Row], plan: &Plan, keep: &[u32], progress: Progress) -> Result<Results> {
     if rows.is_empty() {
         return Ok(Results::new());
     }
@@ -77,7 +78,7 @@ pub(super) fn run(rows: &mut [Row], plan: &Plan, keep: &[u32]) -> Result<Results
     for row in rows.iter_mut() {
         go_on()?;
         let Ok(work) = &row.work else { continue };
-        println!("  first run of {}", row.name);
+        progress.say(&format!("  first run of {}", row.name));
         let tried = batch(work.as_ref(), row.name, 1, &mut runs).pop().context("nothing was run")?;
         go_on()?;
         settle(idle, keep);
@@ -92,10 +93,12 @@ pub(super) fn run(rows: &mut [Row], plan: &Plan, keep: &[u32]) -> Result<Results
     for &at_once in &plan.at_once {
         let mut measured: Vec<Measured> = rows.iter().map(|_| Measured::default()).collect();
         for round in 0..plan.rounds(at_once) {
-            println!("  {at_once} at once, round {} of {}", round + 1, plan.rounds(at_once));
+            progress.say(&format!("  {at_once} at once, round {} of {}", round + 1, plan.rounds(at_once)));
             for index in shuffle.order(rows.len()) {
                 let Ok(work) = &rows[index].work else { continue };
-                work.prepare(at_once).unwrap_or_else(|error| println!("  {}: {error:#}", rows[index].name));
+                if let Err(error) = work.prepare(at_once) {
+                    progress.say(&format!("  {}: {error:#}", rows[index].name));
+                }
                 let start = Instant::now();
                 let tries = batch(work.as_ref(), rows[index].name, at_once, &mut runs);
                 go_on()?;

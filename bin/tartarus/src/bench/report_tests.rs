@@ -47,11 +47,11 @@ fn rows_are_compared_round_by_round() {
     assert_eq!((runner.ratio_to_docker, runner.ratio_of_medians), (Some(0.5), Some(0.5)));
     assert_eq!(report.adds[0].by_api, Some(10.0));
     assert_eq!(report.bars.iter().map(Bar::kept).collect::<Vec<_>>(), [Some(true), Some(true)]);
-    assert!(faults(&report, &rows()).is_empty());
+    assert!(missed(&report).is_empty() && failed(&report, &rows()).is_empty());
     let podman = &report.lines[4];
     assert_eq!((podman.invalid.as_deref(), podman.ms), (Some("not installed"), None));
     assert!(podman.shown().contains("not installed"), "{}", podman.shown());
-    report.print();
+    assert!(report.text().contains("kept") && report.text().contains("150"), "{}", report.text());
 }
 
 #[test]
@@ -60,9 +60,9 @@ fn a_missed_bar_is_a_fault_and_so_is_a_failure_of_ours() {
     figures[1] = measured(&[200.0, 150.0, 250.0]);
     figures[2].failures.push("no".to_owned());
     let report = Report::new(&rows(), &Results::from([(1, figures)]));
-    let faults = faults(&report, &rows());
-    assert!(faults.iter().any(|fault| fault.contains("docker run")), "{faults:?}");
-    assert!(faults.iter().any(|fault| fault.contains("1 failed")), "{faults:?}");
+    let (missed, failed) = (missed(&report), failed(&report, &rows()));
+    assert!(missed.iter().any(|fault| fault.contains("docker run")), "{missed:?}");
+    assert!(failed.iter().any(|fault| fault.contains("1 failed")), "{failed:?}");
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn nothing_is_compared_with_an_invalid_baseline() {
     assert!(report.lines.iter().all(|line| line.ratio_to_docker.is_none() && line.ratio_of_medians.is_none()));
     assert!(report.lines[0].invalid.as_deref().is_some_and(|why| why.contains("it printed 7")));
     assert_eq!(report.bars.iter().map(Bar::kept).collect::<Vec<_>>(), [None, None]);
-    assert_eq!(faults(&report, &rows()).len(), 2, "what cannot be judged is not kept");
+    assert_eq!(missed(&report).len(), 2, "what cannot be judged is not kept");
 }
 
 #[test]
@@ -84,4 +84,14 @@ fn bars_are_about_one_at_a_time() {
     let report = Report::new(&rows(), &Results::from([(1, figures()), (8, slow)]));
     assert_eq!(report.bars[0].value, Some(0.5));
     assert_eq!(report.lines.len(), 10);
+}
+
+#[test]
+fn there_is_no_bar_of_a_row_that_users_do_not_have() {
+    let (mut rows, mut figures) = (rows(), figures());
+    rows.remove(3);
+    figures.remove(3);
+    let report = Report::new(&rows, &Results::from([(1, figures)]));
+    assert_eq!((report.bars.len(), missed(&report).len()), (1, 0));
+    assert!(!report.text().contains("bare"), "{}", report.text());
 }

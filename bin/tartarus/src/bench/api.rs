@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 use serde_json::Value;
+use tartarus_api::doctor::DoctorReport;
 
 use super::http::{Connection, Request};
 use super::process::until;
@@ -70,6 +71,12 @@ impl Api {
         String::from_utf8(stdout).context("its output is no text")
     }
 
+    /// What the server's machine can do.
+    pub(super) fn doctor(&mut self, patience: Duration) -> Result<DoctorReport> {
+        let answer = self.0.request(&Request::get("/v1/doctor"), patience)?.json()?;
+        serde_json::from_value(answer).context("cannot read a report in JSON")
+    }
+
     /// Asks for something small, so that the connection is open.
     pub(super) fn ping(&mut self) -> Result<()> {
         self.0.request(&Request::get("/v1/kernels"), ANSWER)?.json().map(drop)
@@ -114,7 +121,7 @@ impl Api {
         })
     }
 
-    /// Waits until every golden snapshot of a template is there. A server that has none to tell of says so by silence.
+    /// Waits until every golden snapshot of a template is there.
     pub(super) fn snapshots(&mut self, template: &str, patience: Duration) -> Result<()> {
         until("the golden snapshot", patience, || {
             let answer = self.0.request(&Request::get(&format!("/v1/templates/{template}")), ANSWER)?.json()?;

@@ -11,7 +11,6 @@ use super::process::{self, Daemon, until};
 use super::programs;
 use super::row::{Kind, PROGRAM, Ran, Row, Run, Work};
 use super::scratch::Scratch;
-use crate::sh;
 
 /// Reading the root file system as an image.
 const IMPORT: Duration = Duration::from_secs(300);
@@ -44,7 +43,7 @@ impl Line {
 
     fn read(&self, words: &[&str], patience: Duration) -> Result<String> {
         let mut command = self.with(words).command();
-        let shown = sh::line(&command);
+        let shown = process::line(&command);
         process::run(&mut command, patience)?.text().with_context(|| format!("`{shown}`"))
     }
 }
@@ -61,6 +60,9 @@ pub(super) fn docker(scratch: &Scratch, tar: &Path) -> (Row, Option<Daemon>) {
     let (Some(client), Some(daemon)) = (programs::find("docker"), programs::find("dockerd")) else {
         return (row, None);
     };
+    if !scratch.is_roots() {
+        return (row.needs_root(), None);
+    }
     match start_docker(scratch, tar, &client, &daemon) {
         Ok((line, version, daemon)) => (row.version(version).work(Ok(Box::new(line))), Some(daemon)),
         Err(error) => (row.work(Err(error)), None),
@@ -105,6 +107,9 @@ fn last_line(log: &Path) -> String {
 pub(super) fn podman(scratch: &Scratch, tar: &Path) -> Row {
     let row = Row::new("podman", Kind::Baseline, "podman run --rm --network none IMAGE python3 -c …");
     let Some(podman) = programs::find("podman") else { return row };
+    if !scratch.is_roots() {
+        return row.needs_root();
+    }
     match start_podman(scratch, tar, &podman) {
         Ok((line, version)) => row.version(version).work(Ok(Box::new(line))),
         Err(error) => row.work(Err(error)),

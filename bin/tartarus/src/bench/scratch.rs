@@ -1,26 +1,43 @@
 //! The folder that everything of a run is in, and what is removed with it: processes, mounts, control groups.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::process;
+use crate::terminal::note;
 
 /// Everything that a run makes. Dropping it removes all of it.
 pub(super) struct Scratch {
     dir: PathBuf,
     name: String,
+    root: bool,
 }
 
 impl Scratch {
     /// Makes the folder below `parent`.
     pub(super) fn new(parent: &Path) -> Result<Self> {
-        let name = format!("tartarus-bench-{}", std::process::id());
-        let dir = std::path::absolute(parent)?.join(&name);
-        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        Ok(Self { dir, name })
+        let parent = std::path::absolute(parent)?;
+        let cannot = || format!("cannot make a folder in {}", parent.display());
+        fs::create_dir_all(&parent).with_context(cannot)?;
+        let made = tempfile::Builder::new().prefix("tartarus-bench-").tempdir_in(&parent).with_context(cannot)?;
+        let name = made.path().file_name().and_then(OsStr::to_str).context("the folder's name is text")?.to_owned();
+        let dir = made.keep();
+        let scratch = Self { dir, name, root: rustix::process::geteuid().is_root() };
+        if !scratch.root {
+            // The ids that mmdebstrap has then are others, and go through it. What is secret is closed by itself.
+            fs::set_permissions(&scratch.dir, fs::Permissions::from_mode(0o711)).with_context(cannot)?;
+        }
+        Ok(scratch)
+    }
+
+    /// Whether the run is root's, who may have everything in it.
+    pub(super) fn is_roots(&self) -> bool {
+        self.root
     }
 
     /// The folder.
@@ -53,7 +70,7 @@ impl Drop for Scratch {
             remove_group(&mount.at.join(&self.name));
         }
         if let Err(error) = fs::remove_dir_all(&self.dir) {
-            eprintln!("cannot remove {}: {error}", self.dir.display());
+            note(&format!("cannot remove {}: {error}", self.dir.display()));
         }
     }
 }

@@ -13,18 +13,16 @@ use super::process;
 use super::programs;
 use super::row::{EXPECTED, Kind, PROGRAM, Ran, Row, Run, Work};
 use super::scratch::{Scratch, mounts};
-use crate::sh;
 
+/// The rows, by the name that `--only` calls them.
+pub(super) const ALL: [&str; 3] = ["runc", "crun", "runsc"];
 const UNPACK: Duration = Duration::from_secs(300);
 /// Platforms of runsc, the fastest first. With `kvm` it may hang on machines without usable KVM.
 const PLATFORMS: [&str; 2] = ["systrap", "ptrace"];
 const PROBE: Duration = Duration::from_secs(15);
 
 /// Unpacks the root file system, with its owners.
-pub(super) fn unpack(scratch: &Scratch, tar: &Path) -> Result<PathBuf> {
-    if !sh::is_root() {
-        bail!("needs root");
-    }
+fn unpack(scratch: &Scratch, tar: &Path) -> Result<PathBuf> {
     let rootfs = scratch.folder("rootfs")?;
     let mut unpack = Command::new("tar");
     unpack.args(["--numeric-owner", "-xpf"]).arg(tar).arg("-C").arg(&rootfs);
@@ -33,11 +31,22 @@ pub(super) fn unpack(scratch: &Scratch, tar: &Path) -> Result<PathBuf> {
 }
 
 /// `runc run`, `crun run` and `runsc run`, for up to `slots` at once.
-pub(super) fn rows(scratch: &Scratch, rootfs: &Result<PathBuf, String>, slots: usize) -> Vec<Row> {
+///
+/// # Errors
+/// When it is interrupted.
+pub(super) fn rows(scratch: &Scratch, tar: &Path, slots: usize) -> Result<Vec<Row>> {
+    let rootfs = match scratch.is_roots() && ALL.into_iter().any(|name| programs::find(name).is_some()) {
+        true => unpack(scratch, tar).map_err(|error| format!("{error:#}")),
+        false => Err("nothing to unpack it for".to_owned()),
+    };
+    process::go_on()?;
     let row = |name: &'static str, make: &dyn Fn(&Path, &Path) -> Result<Runtime>| {
         let row = Row::new(name, Kind::Baseline, format!("{name} run --bundle …"));
         let Some(program) = programs::find(name) else { return row };
         let row = row.version(programs::version(&program));
+        if !scratch.is_roots() {
+            return row.needs_root();
+        }
         let made = rootfs.clone().map_err(anyhow::Error::msg).and_then(|rootfs| make(&program, &rootfs));
         match made {
             Ok(runtime) => {
@@ -49,14 +58,14 @@ pub(super) fn rows(scratch: &Scratch, rootfs: &Result<PathBuf, String>, slots: u
             Err(error) => row.work(Err(error)),
         }
     };
-    vec![
+    Ok(vec![
         row("runc", &|program, rootfs| Runtime::new(scratch, "runc", program, rootfs, slots)),
         row("crun", &|program, rootfs| {
             let runtime = Runtime::new(scratch, "crun", program, rootfs, slots)?;
             Ok(if has_hybrid_groups() { runtime.without_unified() } else { runtime })
         }),
         row("runsc", &|program, rootfs| Runtime::new(scratch, "runsc", program, rootfs, slots)?.platform()),
-    ]
+    ])
 }
 
 /// Where the second version of control groups has a folder beside the first, which crun refuses.

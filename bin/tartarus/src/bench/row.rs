@@ -13,6 +13,8 @@ pub(super) const EXPECTED: &str = "499500\n";
 
 /// Why most rows that have no work have none.
 const NOT_INSTALLED: &str = "not installed";
+/// Why an ordinary user gets no figures of others: what containers leave behind would not be his to remove.
+const NEEDS_ROOT: &str = "needs root";
 
 /// A row of the table.
 pub(super) struct Row {
@@ -80,9 +82,15 @@ impl Row {
         Self { name, what, how: how.into(), version: String::new(), work: Err(NOT_INSTALLED.to_owned()) }
     }
 
-    /// Its program is there, whether it works or not.
-    pub(super) fn is_installed(&self) -> bool {
-        !matches!(&self.work, Err(why) if why == NOT_INSTALLED)
+    /// Its program is there and may be used, whether it works or not.
+    pub(super) fn is_measurable(&self) -> bool {
+        !matches!(&self.work, Err(why) if [NOT_INSTALLED, NEEDS_ROOT].contains(&why.as_str()))
+    }
+
+    /// It is there, and for root alone.
+    pub(super) fn needs_root(mut self) -> Self {
+        self.work = Err(NEEDS_ROOT.to_owned());
+        self
     }
 
     pub(super) fn version(mut self, version: impl Into<String>) -> Self {

@@ -5,16 +5,17 @@ use std::collections::BTreeSet;
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, kill_process_group, pidfd_open, waitpid};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::sh;
+use crate::terminal;
 
 /// Most that is kept of an output stream.
 const MAX_OUTPUT: usize = 1 << 20;
@@ -92,6 +93,17 @@ impl Finished {
     }
 }
 
+/// A command as it would be typed.
+pub(super) fn line(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    terminal::shell(&words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>())
+}
+
+/// The end of a log, on one line.
+pub(super) fn tail(log: &Path) -> String {
+    last_words(&std::fs::read(log).unwrap_or_default())
+}
+
 /// The end of what a program said, on one line.
 fn last_words(said: &[u8]) -> String {
     let text = String::from_utf8_lossy(said);
@@ -108,14 +120,14 @@ pub(super) fn run(command: &mut Command, deadline: Duration) -> Result<Finished>
     let ends_at = Instant::now() + deadline;
     // A group of its own: Ctrl-C is ours to handle.
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-    let mut child = command.spawn().with_context(|| format!("cannot run `{}`", sh::line(command)))?;
+    let mut child = command.spawn().with_context(|| format!("cannot run `{}`", line(command)))?;
     let ended = watch(&mut child, ends_at);
     if ended.is_err() {
         // It may have ended meanwhile.
         let _ = child.kill();
         let _ = child.wait();
     }
-    ended.with_context(|| format!("`{}`", sh::line(command)))
+    ended.with_context(|| format!("`{}`", line(command)))
 }
 
 fn watch(child: &mut Child, ends_at: Instant) -> Result<Finished> {
@@ -197,7 +209,8 @@ impl Daemon {
         command.args(["--pdeathsig", "TERM", "--"]).arg(words.get_program()).args(words.get_args());
         command.stdin(Stdio::null()).process_group(0);
         shape(&mut command);
-        let child = command.spawn().with_context(|| format!("cannot run `{}`", sh::line(&command)))?;
+        let child =
+            command.spawn().with_context(|| format!("cannot run `{}` (setpriv: util-linux)", line(&command)))?;
         Ok(Self { child, patience })
     }
 
@@ -212,9 +225,27 @@ impl Daemon {
     /// # Errors
     /// When it has ended.
     pub(super) fn runs(&mut self) -> Result<()> {
-        match self.child.try_wait().context("cannot look after it")? {
+        match self.ended()? {
             Some(status) => bail!("it ended with {status}"),
             None => Ok(()),
+        }
+    }
+
+    /// How it ended, if it did.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub(super) fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.child.try_wait().context("cannot look after it")
+    }
+
+    /// SIGTERM to all of its group, as from a terminal; it gets its time to clean up.
+    pub(super) fn interrupt(&mut self) {
+        // It may have ended by itself.
+        let _ = kill_process_group(Pid::from_child(&self.child), Signal::TERM);
+        let start = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) && start.elapsed() < self.patience {
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 
@@ -341,24 +372,30 @@ pub(super) fn end_all() {
 mod tests {
     use super::*;
 
+    fn command(words: &[&str]) -> Command {
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]);
+        command
+    }
+
     #[test]
     fn a_program_is_run_with_its_streams_apart_and_has_a_deadline() {
         let long = Duration::from_secs(20);
-        let done = run(&mut sh::command(&["sh", "-c", "echo out; echo err >&2; exit 3"]), long).unwrap();
+        let done = run(&mut command(&["sh", "-c", "echo out; echo err >&2; exit 3"]), long).unwrap();
         assert_eq!((done.stdout.as_slice(), done.stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
         assert!(done.text().unwrap_err().to_string().contains("err"));
-        assert_eq!(run(&mut sh::command(&["echo", "x"]), long).unwrap().text().unwrap(), "x\n");
+        assert_eq!(run(&mut command(&["echo", "x"]), long).unwrap().text().unwrap(), "x\n");
         let start = Instant::now();
-        let late = run(&mut sh::command(&["sleep", "60"]), Duration::from_millis(50)).unwrap_err();
+        let late = run(&mut command(&["sleep", "60"]), Duration::from_millis(50)).unwrap_err();
         assert!(format!("{late:#}").contains("in time") && start.elapsed() < long, "{late:#}");
         // A child that keeps the pipe open does not hold us up.
-        run(&mut sh::command(&["sh", "-c", "sleep 2 & exit 0"]), long).unwrap();
+        run(&mut command(&["sh", "-c", "sleep 2 & exit 0"]), long).unwrap();
         assert!(start.elapsed() < Duration::from_secs(2));
     }
 
     #[test]
     fn a_large_output_is_bounded_and_does_not_block() {
-        let done = run(&mut sh::command(&["head", "-c", "3000000", "/dev/zero"]), Duration::from_secs(20)).unwrap();
+        let done = run(&mut command(&["head", "-c", "3000000", "/dev/zero"]), Duration::from_secs(20)).unwrap();
         assert_eq!(done.stdout.len(), MAX_OUTPUT);
     }
 

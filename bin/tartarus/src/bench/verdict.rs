@@ -1,0 +1,89 @@
+//! All that a benchmark found, as text and for programs, and what its exit code says of it.
+
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::field::Field;
+use super::idle::Idle;
+use super::machine::Machine;
+use super::report::{self, DOCKER, Report};
+use super::soak::Soak;
+
+/// Exit code of `--check` where there is nothing to compare with.
+const CANNOT_JUDGE: u8 = 2;
+const NO_DOCKER: &str = "there is no docker to compare with, or not for this user";
+
+/// The figures; as JSON they are a contract that scripts rely on.
+#[derive(Debug, Serialize)]
+pub(super) struct Figures {
+    machine: Machine,
+    drivers: Vec<String>,
+    start: Report,
+    soak: Option<Soak>,
+    idle: Option<Idle>,
+    /// What is not as it must be; bars count when they are checked.
+    faults: Vec<String>,
+}
+
+/// What a benchmark came to.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    pub(super) figures: Figures,
+    rows: String,
+    /// There was to be a comparison, and nothing to compare with.
+    cannot_judge: bool,
+}
+
+impl Outcome {
+    pub(super) fn new(
+        machine: Machine,
+        field: &Field,
+        start: Report,
+        soak: Option<Soak>,
+        idle: Option<Idle>,
+        check: bool,
+    ) -> Self {
+        let mut faults = report::failed(&start, &field.rows);
+        faults.extend(soak.iter().flat_map(|soak| soak.faults.clone()));
+        faults.extend(idle.iter().flat_map(|idle| idle.faults.clone()));
+        let docker = field.rows.iter().any(|row| row.name == DOCKER && row.is_measurable());
+        if check && docker {
+            faults.extend(report::missed(&start));
+        }
+        let drivers = start.drivers.iter().cloned().collect();
+        let figures = Figures { machine, drivers, start, soak, idle, faults };
+        Self { figures, rows: field.text(), cannot_judge: check && !docker }
+    }
+
+    /// The tables, with what is wrong below them.
+    pub(super) fn text(&self) -> String {
+        let Figures { machine, drivers, start, soak, idle, faults } = &self.figures;
+        let mut out = machine.text(drivers);
+        if !self.rows.is_empty() {
+            out += &format!("\nrows\n{}", self.rows);
+        }
+        out += &start.text();
+        out.extend(soak.iter().map(Soak::text));
+        out.extend(idle.iter().map(Idle::text));
+        if !faults.is_empty() {
+            out += "\n";
+        }
+        out.extend(faults.iter().map(|fault| format!("fault: {fault}\n")));
+        out
+    }
+
+    /// What could not be found out.
+    pub(super) fn doubts(&self) -> impl Iterator<Item = &'static str> {
+        self.cannot_judge.then_some(NO_DOCKER).into_iter()
+    }
+
+    /// 1 when something is wrong, 2 when it cannot be told.
+    pub(super) fn code(&self) -> ExitCode {
+        match (self.figures.faults.is_empty(), self.cannot_judge) {
+            (false, _) => ExitCode::FAILURE,
+            (true, true) => ExitCode::from(CANNOT_JUDGE),
+            (true, false) => ExitCode::SUCCESS,
+        }
+    }
+}
