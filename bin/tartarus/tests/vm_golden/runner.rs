@@ -105,3 +105,21 @@ fn a_template_without_a_runner_says_so() {
     assert!(errors.contains("no_such"), "{errors}");
     server.nothing_left();
 }
+
+/// A guest may use all of its memory and much code: what its hypervisor keeps of the code that it translated fits in beside.
+#[test]
+fn a_hypervisor_has_room_beside_all_of_its_guests_memory() {
+    let server = Server::start();
+    server.ok(&["template", "create", "small", "--from", "python", "--memory", "128M", "--runner", "python"]);
+    let program = "
+import asyncio, ctypes, decimal, difflib, email, http.client, json, numpy, re, ssl, unittest, xml.dom.minidom
+free = int(next(line for line in open('/proc/meminfo') if line.startswith('MemAvailable')).split()[1])
+memory = bytearray((free - 12000) * 1024)
+for page in range(0, len(memory), 4096): memory[page] = 1
+import pydoc
+print('all of it')
+";
+    let full = ["run", "small", "--memory", "256M", "--no-snapshot", "--", "python3", "-c", program];
+    assert_eq!(server.ok(&full), "all of it");
+    server.nothing_left();
+}

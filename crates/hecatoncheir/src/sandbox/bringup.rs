@@ -197,11 +197,7 @@ pub(super) async fn greet(
             }
             Ok(Ok((link, ack))) => break (link, events, ack),
             Ok(Err(LinkError::Io(_))) => {
-                // The machine is ending, and its exit says more than a cut connection.
-                return match tokio::time::timeout(Duration::from_secs(5), vm.wait()).await {
-                    Ok(exit) => Err(ended(&exit)),
-                    Err(_) => Err(CannotStart::retry("the connection to the guest was cut")),
-                };
+                return Err(lost(vm, CannotStart::retry("the connection to the guest was cut")).await);
             }
             // A guest that says it cannot be set up, or speaks another protocol, will say so again.
             Ok(Err(e)) => return Err(CannotStart::never(e)),
@@ -214,9 +210,19 @@ pub(super) async fn greet(
     };
     if origin == Origin::Booted && !task.begun && task.assignment.spec.warm.is_some() {
         let Assignment { spec, token, .. } = task.assignment;
-        warm_up(&link, &mut events, spec, token.as_str()).await?;
+        if let Err(why) = warm_up(&link, &mut events, spec, token.as_str()).await {
+            return Err(if why.retry { lost(vm, why).await } else { why });
+        }
     }
     Ok((link, events, ack))
+}
+
+/// Why a guest cannot be spoken to any more: its machine is ending, and its exit says more than a connection that was cut.
+async fn lost(vm: &dyn Vm, cut: CannotStart) -> CannotStart {
+    match tokio::time::timeout(Duration::from_secs(5), vm.wait()).await {
+        Ok(exit) => ended(&exit),
+        Err(_) => cut,
+    }
 }
 
 /// A machine that ended while it was started, in words.
