@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::{DriverChoice, UpArgs};
+use crate::cli::{DriverChoice, NetChoice, UpArgs};
 use crate::pointer::{self, Pointer};
 
 /// The guest agent, static; `build.rs` made it.
@@ -142,6 +142,7 @@ async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
             pool: args.net_pool as usize,
             dns: args.dns.clone(),
             without: args.torture_without,
+            off: args.net == NetChoice::None,
         },
         now,
     ));
@@ -351,8 +352,8 @@ mod tests {
     #[test]
     fn loaded_snapshots_leave_room_for_a_sandbox() {
         assert_eq!(sandbox_memory(1000, 250).unwrap(), 650);
-        assert_eq!(sandbox_memory(1000, 740).unwrap(), 160);
-        let error = sandbox_memory(1000, 741).unwrap_err().to_string();
-        assert!(error.starts_with("--snapshot-memory: 741 MiB") && error.ends_with("less than 741 MiB"), "{error}");
+        assert_eq!(sandbox_memory(1000, 708).unwrap(), 192);
+        let error = sandbox_memory(1000, 709).unwrap_err().to_string();
+        assert!(error.starts_with("--snapshot-memory: 709 MiB") && error.ends_with("less than 709 MiB"), "{error}");
     }
 }

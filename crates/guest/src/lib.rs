@@ -14,7 +14,9 @@ pub mod frame;
 pub mod message;
 
 pub use frame::{Decoder, Frame, Header, Kind, Malformed};
-pub use message::{End, Hello, HelloAck, Net, ProcessState, ProcessStatus, RunnerState, Start, StartRunner, Stream};
+pub use message::{
+    End, Freeze, Hello, HelloAck, Net, ProcessState, ProcessStatus, RunnerState, Start, StartRunner, Stream,
+};
 
 /// Version of the protocol. A change of a message or frame raises it; the host speaks to agents of two releases back.
 pub const VERSION: u32 = 3;

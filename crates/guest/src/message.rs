@@ -66,6 +66,14 @@ pub struct Hello {
     pub net: Option<Net>,
 }
 
+/// Freezes the layer for a snapshot; an empty payload says the same as one without a network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Freeze {
+    /// The network that this guest takes before, since most of its clones are to have it. Since version 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net: Option<Net>,
+}
+
 /// What a guest's network card is to have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Net {
@@ -261,6 +269,9 @@ mod tests {
             Hello { version: 3, time_ns: 2, entropy: vec![], hostname: "h".into(), machine_id: None, net },
             r#"{"version":3,"time_ns":2,"entropy":[],"hostname":"h","net":{"address":"198.19.255.254","prefix":30,"gateway":"198.19.255.253","nameserver":"198.19.255.253"}}"#,
         );
+        let with_net = r#"{"net":{"address":"198.19.255.254","prefix":30,"gateway":"198.19.255.253","nameserver":"198.19.255.253"}}"#;
+        sample(Freeze { net }, with_net);
+        sample(Freeze { net: None }, "{}");
         sample(
             StartRunner { language: "python".into(), preload: vec!["numpy".into()], env: [].into() },
             r#"{"language":"python","preload":["numpy"],"env":{}}"#,

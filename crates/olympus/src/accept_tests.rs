@@ -200,8 +200,10 @@ fn the_network_is_the_requests_or_the_templates_and_never_more_than_the_operator
     assert_eq!(other, to("8.8.8.8").check(MOST).unwrap(), "whole, not beside the template's");
     let none = resolve_from(with_net(own.clone()), |r| r.net = Some(NetRequest::default())).unwrap().net;
     assert_eq!(none, Contract::default());
-    // The golden snapshot is the same whatever its clones may reach.
-    assert_eq!(resolve_from(with_net(own), |_| ()).unwrap().golden, resolve(|_| ()).unwrap().golden);
+    // The golden snapshot is the template's, whatever this clone of it may reach.
+    let golden = |net| resolve_from(with_net(own.clone()), |r| r.net = net).unwrap().golden;
+    assert_eq!(golden(Some(NetRequest::default())), golden(None));
+    assert_eq!(golden(Some(to("8.8.8.8"))), golden(None));
 
     let refusal = resolve(|r| r.net = Some(to("8.8.8.8/8"))).unwrap_err();
     assert_eq!(refusal.field.as_deref(), Some("net.cidrs[0]"));

@@ -106,7 +106,7 @@ impl Olympus {
             clock,
             disk,
             builders,
-            metrics: Metrics::new(),
+            metrics: Metrics::default(),
             files: RwLock::new(()),
         }
     }

@@ -1,82 +1,110 @@
-//! What a server counts, for Prometheus. No metric has a label for a single sandbox: they come and go.
+//! What a server counts, as Prometheus reads it. Nothing has a label for a single sandbox: they come and go.
 
-use metrics::{Label, counter, describe_counter, describe_gauge, gauge};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use std::fmt::Error;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
 use tartarus_types::State;
 use tartarus_types::net::NetTotals;
 
-const SANDBOXES: &str = "tartarus_sandboxes";
-const ENDED: &str = "tartarus_sandboxes_ended_total";
-const NETWORKS: &str = "tartarus_networks";
-const PACKETS: &str = "tartarus_net_packets_total";
-const BYTES: &str = "tartarus_net_bytes_total";
-const REFUSED_NAMES: &str = "tartarus_net_refused_names_total";
-const MENDED: &str = "tartarus_net_mended_total";
-const BUILD: &str = "tartarus_build_info";
-
-/// The metrics of one server, since it started.
-pub(crate) struct Metrics {
-    recorder: PrometheusRecorder,
-    text: PrometheusHandle,
-}
+/// What nobody keeps a record of: how many sandboxes ended, by state, since the server started.
+#[derive(Debug, Default)]
+pub(crate) struct Metrics([AtomicU64; State::ALL.len()]);
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
-        let recorder = PrometheusBuilder::new().build_recorder();
-        metrics::with_local_recorder(&recorder, || {
-            describe_gauge!(SANDBOXES, "Sandboxes that have not ended, by state.");
-            describe_counter!(
-                ENDED,
-                "Sandboxes that ended, by state; not those whose end was asked for while they were queued."
-            );
-            describe_gauge!(NETWORKS, "Sandboxes that have a network.");
-            describe_counter!(PACKETS, "Packets from and to sandboxes, by what became of them.");
-            describe_counter!(BYTES, "Bytes from and to sandboxes, by what became of them.");
-            describe_counter!(REFUSED_NAMES, "Questions for names that a sandbox may not look up.");
-            describe_counter!(
-                MENDED,
-                "Times that somebody else changed a sandbox's rules or links, and they were put back."
-            );
-            describe_gauge!(BUILD, "The version that runs.");
-            gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1);
-            for state in State::ALL.into_iter().filter(|state| state.is_terminal()) {
-                counter!(ENDED, label("state", state.as_str())).absolute(0);
-            }
-        });
-        let text = recorder.handle();
-        Self { recorder, text }
-    }
-
     /// A sandbox ended.
     pub(crate) fn ended(&self, state: State) {
-        metrics::with_local_recorder(&self.recorder, || {
-            counter!(ENDED, label("state", state.as_str())).increment(1);
-        });
+        let counts = State::ALL.iter().zip(&self.0).filter(|(of, _)| **of == state);
+        counts.for_each(|(_, count)| _ = count.fetch_add(1, Ordering::Relaxed));
     }
 
-    /// All of it in Prometheus' text format, with what is so now. A node that does not answer leaves its own out.
-    pub(crate) fn text(&self, live: &[(State, u64)], net: Option<&NetTotals>) -> String {
-        metrics::with_local_recorder(&self.recorder, || {
-            for state in State::ALL.into_iter().filter(|state| !state.is_terminal()) {
-                let count = live.iter().find(|(of, _)| *of == state).map_or(0, |(_, count)| *count);
-                gauge!(SANDBOXES, label("state", state.as_str())).set(count as f64);
-            }
-            let Some(net) = net else { return };
-            gauge!(NETWORKS).set(net.networks as f64);
-            for one in &net.counters {
-                let became = || label("reason", &one.name);
-                counter!(PACKETS, became()).absolute(one.packets);
-                counter!(BYTES, became()).absolute(one.bytes);
-            }
-            counter!(REFUSED_NAMES).absolute(net.refused_names);
-            counter!(MENDED).absolute(net.mended);
-        });
-        self.text.render()
+    /// All of it in the text format of OpenMetrics. `live` are sandboxes that have not ended, by state; a node that does not
+    /// answer has no `net`, and none of its metrics is there.
+    pub(crate) fn text(&self, live: Vec<(State, u64)>, net: Option<NetTotals>) -> String {
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let ended = State::ALL.into_iter().zip(self.0.iter().map(count)).filter(|(state, _)| state.is_terminal());
+        let now = Now { live, ended: ended.collect(), net };
+        let mut registry = Registry::with_prefix("tartarus");
+        registry.register_collector(Box::new(now));
+        let mut written = String::new();
+        text::encode(&mut written, &registry).expect("a text takes whatever is written to it");
+        written
     }
 }
 
-fn label(name: &'static str, value: &str) -> Vec<Label> {
-    vec![Label::new(name, value.to_owned())]
+/// What is so now.
+#[derive(Debug)]
+struct Now {
+    live: Vec<(State, u64)>,
+    ended: Vec<(State, u64)>,
+    net: Option<NetTotals>,
+}
+
+impl Collector for Now {
+    fn encode(&self, mut to: DescriptorEncoder<'_>) -> Result<(), Error> {
+        let live = State::ALL.into_iter().filter(|state| !state.is_terminal()).map(|state| {
+            let found = self.live.iter().find(|(of, _)| *of == state);
+            (state.as_str(), found.map_or(0, |(_, count)| *count))
+        });
+        gauges(&mut to, "sandboxes", "Sandboxes that have not ended, by state", "state", live)?;
+        let ended = self.ended.iter().map(|(state, count)| (state.as_str(), *count));
+        let help = "Sandboxes that ended, by state; not those whose end was asked for while they were queued";
+        counters(&mut to, "sandboxes_ended", help, "state", ended)?;
+        gauges(&mut to, "build_info", "The version that runs", "version", [(env!("CARGO_PKG_VERSION"), 1)])?;
+
+        let Some(net) = &self.net else { return Ok(()) };
+        one(&mut to, "networks", "Sandboxes that have a network", &ConstGauge::new(net.networks))?;
+        let packets = net.counters.iter().map(|one| (one.name.as_str(), one.packets));
+        let help = "Packets from and to sandboxes, by what became of them";
+        counters(&mut to, "net_packets", help, "reason", packets)?;
+        let bytes = net.counters.iter().map(|one| (one.name.as_str(), one.bytes));
+        counters(&mut to, "net_bytes", "Bytes from and to sandboxes, by what became of them", "reason", bytes)?;
+        let help = "Questions for names that a sandbox may not look up";
+        one(&mut to, "net_refused_names", help, &ConstCounter::new(net.refused_names))?;
+        let help = "Times that somebody else changed a sandbox's rules or links, and they were put back";
+        one(&mut to, "net_mended", help, &ConstCounter::new(net.mended))
+    }
+}
+
+fn one(to: &mut DescriptorEncoder<'_>, name: &str, help: &str, metric: &impl EncodeMetric) -> Result<(), Error> {
+    metric.encode(to.encode_descriptor(name, help, None, metric.metric_type())?)
+}
+
+fn gauges<'a>(
+    to: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    label: &str,
+    values: impl IntoIterator<Item = (&'a str, u64)>,
+) -> Result<(), Error> {
+    family(to, name, help, label, values.into_iter().map(|(of, value)| (of, ConstGauge::new(value))))
+}
+
+fn counters<'a>(
+    to: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    label: &str,
+    values: impl IntoIterator<Item = (&'a str, u64)>,
+) -> Result<(), Error> {
+    family(to, name, help, label, values.into_iter().map(|(of, value)| (of, ConstCounter::new(value))))
+}
+
+fn family<'a, M: EncodeMetric>(
+    to: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    label: &str,
+    metrics: impl Iterator<Item = (&'a str, M)>,
+) -> Result<(), Error> {
+    let mut metrics = metrics.peekable();
+    let Some((_, first)) = metrics.peek() else { return Ok(()) };
+    let mut family = to.encode_descriptor(name, help, None, first.metric_type())?;
+    metrics.try_for_each(|(of, metric)| metric.encode(family.encode_family(&[(label, of)])?))
 }
 
 #[cfg(test)]
@@ -86,31 +114,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_so_now_replaces_what_was() {
-        let metrics = Metrics::new();
-        let line = |text: &str, line: &str| text.lines().any(|other| other == line);
+    fn what_is_so_now_is_told() {
+        let metrics = Metrics::default();
         let counter = |packets| NetCounter { name: "never".to_owned(), packets, bytes: packets * 60 };
-        let net = |packets| NetTotals { networks: packets, counters: vec![counter(packets)], ..NetTotals::default() };
+        let net = NetTotals { networks: 3, counters: vec![counter(7)], refused_names: 2, mended: 0 };
         metrics.ended(State::Killed);
-        let text = metrics.text(&[(State::Running, 2), (State::Queued, 5)], Some(&net(3)));
+        let text = metrics.text(vec![(State::Running, 2), (State::Queued, 5)], Some(net));
         for wanted in [
+            "# HELP tartarus_sandboxes Sandboxes that have not ended, by state",
             "# TYPE tartarus_sandboxes gauge",
-            "# TYPE tartarus_net_packets_total counter",
+            "# TYPE tartarus_net_packets counter",
             "tartarus_sandboxes{state=\"running\"} 2",
             "tartarus_sandboxes{state=\"queued\"} 5",
             "tartarus_sandboxes{state=\"paused\"} 0",
             "tartarus_sandboxes_ended_total{state=\"killed\"} 1",
             "tartarus_sandboxes_ended_total{state=\"failed\"} 0",
             "tartarus_networks 3",
-            "tartarus_net_packets_total{reason=\"never\"} 3",
-            "tartarus_net_bytes_total{reason=\"never\"} 180",
+            "tartarus_net_packets_total{reason=\"never\"} 7",
+            "tartarus_net_bytes_total{reason=\"never\"} 420",
+            "tartarus_net_refused_names_total 2",
             "tartarus_net_mended_total 0",
         ] {
-            assert!(line(&text, wanted), "{wanted}\n{text}");
+            assert!(text.lines().any(|line| line == wanted), "{wanted}\n{text}");
         }
-        let text = metrics.text(&[], Some(&net(4)));
-        for wanted in ["tartarus_sandboxes{state=\"running\"} 0", "tartarus_net_packets_total{reason=\"never\"} 4"] {
-            assert!(line(&text, wanted), "{wanted}\n{text}");
-        }
+        assert!(text.ends_with("# EOF\n"));
+        let without = metrics.text(Vec::new(), None);
+        assert!(!without.contains("tartarus_net") && without.contains("tartarus_sandboxes{state=\"running\"} 0"));
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 
 use crate::StyxError;
-use crate::netlink::{Malformed, attribute, messages, socket};
+use crate::netlink::{Malformed, Message, attribute, messages, socket};
 use crate::nft::LIVE;
 
 /// Changes come in bunches; this long after the first one they are looked at together.
@@ -100,9 +100,9 @@ async fn hear(socket: &AsyncFd<OwnedFd>) -> io::Result<bool> {
 fn matters(datagram: &[u8]) -> bool {
     messages(datagram).any(|message| match message {
         // NFT_MSG_NEWGEN comes with every transaction.
-        Ok((NEW_GENERATION, _)) => false,
+        Ok(Message { kind: NEW_GENERATION, .. }) => false,
         // NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM.
-        Ok((NEW_ELEMENTS | OLD_ELEMENTS, body)) => {
+        Ok(Message { kind: NEW_ELEMENTS | OLD_ELEMENTS, body, .. }) => {
             !set(body).is_some_and(|name| LIVE.iter().any(|live| live.as_bytes() == name))
         }
         Ok(_) | Err(Malformed) => true,

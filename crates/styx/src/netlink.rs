@@ -32,8 +32,16 @@ pub(crate) fn socket(protocol: libc::c_int, groups: u32) -> io::Result<OwnedFd> 
     if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
 }
 
-/// The messages of a datagram: kind, and what follows the header. It ends with the first one that is malformed.
-pub(crate) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Result<(u16, &[u8]), Malformed>> {
+/// One message: kind, flags, and what follows the header.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Message<'a> {
+    pub(crate) kind: u16,
+    pub(crate) flags: u16,
+    pub(crate) body: &'a [u8],
+}
+
+/// The messages of a datagram. It ends with the first one that is malformed.
+pub(crate) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Result<Message<'_>, Malformed>> {
     std::iter::from_fn(move || {
         if datagram.is_empty() {
             return None;
@@ -44,8 +52,8 @@ pub(crate) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Result<(u16,
         };
         let next = message.len().next_multiple_of(4);
         datagram = datagram.get(next..).unwrap_or_default();
-        let kind = u16::from_ne_bytes([message[4], message[5]]);
-        Some(Ok((kind, &message[HEADER..])))
+        let half = |at: usize| u16::from_ne_bytes([message[at], message[at + 1]]);
+        Some(Ok(Message { kind: half(4), flags: half(6), body: &message[HEADER..] }))
     })
 }
 
@@ -99,7 +107,7 @@ pub(crate) mod tests {
     #[test]
     fn messages_end_with_what_is_none() {
         let whole = [message(7, &[]), message(8, &[(1, b"abc")])].concat();
-        let kinds: Vec<_> = messages(&whole).map(|message| message.map(|(kind, body)| (kind, body.len()))).collect();
+        let kinds: Vec<_> = messages(&whole).map(|one| one.map(|one| (one.kind, one.body.len()))).collect();
         assert_eq!(kinds, [Ok((7, 4)), Ok((8, 12))]);
         for length in 1..whole.len() {
             let last = messages(&whole[..length]).last().unwrap();

@@ -153,7 +153,7 @@ pub struct SandboxSpec {
     /// What it may reach when it starts.
     #[serde(default)]
     pub net: Contract,
-    /// Its card is set up without there being a network: it makes a golden snapshot whose sandboxes have one by default, and
+    /// It makes a golden snapshot whose sandboxes have a network by default: before the freeze its card is set up, so that
     /// they find theirs ready.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub card: bool,

@@ -6,6 +6,7 @@ mod totals;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use styx::names::Upstream;
 use styx::{Space, Styx, StyxError};
@@ -31,12 +32,14 @@ pub struct NetOptions {
     pub dns: Vec<SocketAddr>,
     /// The one protective rule that is left out; only the attack suite leaves one out.
     pub without: Option<Guard>,
+    /// No sandbox may have one.
+    pub off: bool,
 }
 
 impl Default for NetOptions {
     fn default() -> Self {
         let styx::Options { range, pool, .. } = styx::Options::default();
-        Self { range, pool, dns: Vec::new(), without: None }
+        Self { range, pool, dns: Vec::new(), without: None, off: false }
     }
 }
 
@@ -46,15 +49,17 @@ pub struct Networks {
     upstream: Arc<Upstream>,
     totals: Arc<Totals>,
     clock: fn() -> Timestamp,
+    /// Nothing of the host's networks is this node's: no sandbox may have one, and none has had one.
+    untouched: AtomicBool,
 }
 
 impl Networks {
     /// Opens nothing yet.
     pub fn new(options: NetOptions, clock: fn() -> Timestamp) -> Self {
-        let NetOptions { range, pool, dns, without } = options;
+        let NetOptions { range, pool, dns, without, off } = options;
         let styx = Styx::new(styx::Options { range, pool, without });
         let upstream = if dns.is_empty() { Upstream::of_host() } else { Upstream::of(&dns) };
-        Self { styx, upstream: Arc::new(upstream), totals: Arc::default(), clock }
+        Self { styx, upstream: Arc::new(upstream), totals: Arc::default(), clock, untouched: AtomicBool::new(off) }
     }
 
     /// Begins a sandbox's network; `None` for a contract without one.
@@ -62,6 +67,8 @@ impl Networks {
         if contract.mode == NetMode::None {
             return Ok(None);
         }
+        // One that was accepted before may still get its network.
+        self.untouched.store(false, Ordering::Relaxed);
         let mut space = self.styx.take().await.map_err(|e| {
             let why = format!("it has no network: {e}");
             match e {
@@ -72,23 +79,24 @@ impl Networks {
         })?;
         let (namespace, tap) = (space.namespace.clone(), space.tap.take());
         let (networks, kept) = (self.clone(), Kept::first(contract));
-        let started = tokio::spawn(async move { networks.start(space, &kept, true).await });
+        let started = tokio::spawn(async move { networks.start(space, &kept).await });
         Ok(Some(Coming { namespace, tap, started: AbortOnDropHandle::new(started) }))
     }
 
     /// Puts a contract in force in a namespace, and keeps it so.
-    async fn start(&self, space: Space, kept: &Kept, fresh: bool) -> Result<Network, String> {
+    async fn start(&self, space: Space, kept: &Kept) -> Result<Network, String> {
         if let Some(why) = self.upstream.problem() {
             // It may need no name, and there may be a name server by then.
             tracing::warn!(%why, "a sandbox has a network without names for now");
         }
-        Network::start(space, kept, fresh, self).await
+        Network::start(space, kept, self).await
     }
 
     /// The same for a namespace that an earlier agent made.
     pub(crate) async fn adopt(&self, namespace: OwnedFd, kept: &Kept) -> Result<Network, String> {
+        self.untouched.store(false, Ordering::Relaxed);
         let space = self.styx.adopt(namespace).await.map_err(|e| e.to_string())?;
-        self.start(space, kept, false).await
+        self.start(space, kept).await
     }
 
     /// What became of all sandboxes' packets since this agent started.
@@ -98,6 +106,10 @@ impl Networks {
 
     /// Lets go of namespaces that wait, and of what the host has for sandboxes when there is none left.
     pub async fn close(&self) {
+        if self.untouched.load(Ordering::Relaxed) {
+            // Whatever there is may be another server's.
+            return;
+        }
         if let Err(e) = self.styx.close().await {
             tracing::warn!(error = %e, "something of the sandboxes' network is left on this host");
         }
@@ -106,6 +118,11 @@ impl Networks {
     /// What stands in the way of a network.
     pub(crate) async fn checks(&self) -> Vec<Check> {
         let name = || "network".to_owned();
+        if self.untouched.load(Ordering::Relaxed) {
+            // Looking puts the node's table in force, in place of one that another server may have.
+            let found = "off: sandboxes have none (up --net none)".to_owned();
+            return vec![Check { name: name(), status: Status::Ok, found, advice: None }];
+        }
         let mut checks: Vec<Check> = self
             .styx
             .findings()
@@ -163,5 +180,18 @@ pub(crate) fn guest_side() -> tartarus_guest::Net {
         prefix: styx::PREFIX,
         gateway: styx::GATEWAY,
         nameserver: styx::GATEWAY,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_node_without_networks_is_well() {
+        let networks = Networks::new(NetOptions { off: true, ..NetOptions::default() }, || Timestamp(0));
+        let checks = networks.checks().await;
+        assert_eq!(checks.iter().map(|check| check.status).collect::<Vec<_>>(), [Status::Ok]);
+        assert!(checks[0].found.starts_with("off:"), "{checks:?}");
     }
 }

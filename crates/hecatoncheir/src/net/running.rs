@@ -40,12 +40,11 @@ impl Pins for Pinned {
 }
 
 impl Network {
-    /// Puts the contract in force in a namespace that is `fresh`, or has been in use.
-    pub(super) async fn start(space: Space, kept: &Kept, fresh: bool, node: &Networks) -> Result<Self, String> {
+    pub(super) async fn start(space: Space, kept: &Kept, node: &Networks) -> Result<Self, String> {
         let words = |e: StyxError| e.to_string();
         space.apply(&kept.contract, kept.generation).await.map_err(words)?;
         let (udp, tcp) = space.resolver_sockets().await.map_err(words)?;
-        let metered = node.totals.meter(Arc::new(space), fresh).await.map_err(words)?;
+        let metered = node.totals.meter(Arc::new(space));
         let (contract, rules) = watch::channel(Arc::new(kept.contract.clone()));
         let contract = Arc::new(contract);
         let pins = Arc::new(Pinned(metered.space.clone()));
@@ -95,11 +94,7 @@ impl Drop for Network {
         let metered = self.metered.clone();
         // A server that ends tells nobody any more.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        runtime.spawn(async move {
-            if let Err(error) = metered.tell().await {
-                tracing::debug!(%error, "the counters of a sandbox that ended could not be read");
-            }
-        });
+        runtime.spawn(async move { metered.tell().await });
     }
 }
 
@@ -128,7 +123,7 @@ async fn keep(metered: Arc<Metered>, contract: Arc<watch::Sender<Arc<Contract>>>
         }
         let Err(found) = space.check().await else { continue };
         tracing::warn!(sandbox_network = space.index, error = %found, "rules or links were changed by somebody; put back");
-        if let Err(e) = space.mend().await {
+        if let Err(e) = metered.across(space.mend()).await {
             tell.0.send_replace(Some(format!("its rules were changed and could not be put back: {e}")));
             return;
         }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use styx::names::Refused;
@@ -12,6 +13,8 @@ use tartarus_types::net::{NetCounter, NetTotals};
 
 /// Namespaces that are read at once: each takes a thread for some hundred microseconds.
 const AT_ONCE: usize = 8;
+/// One whose rules are just being changed may take longer, and is left out: the next who asks finds its packets.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Packets and bytes by name.
 type Counts = BTreeMap<String, (u64, u64)>;
@@ -51,19 +54,14 @@ impl Totals {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A network that is added up from now on; what its counters say by now is on nobody's account.
-    ///
-    /// # Errors
-    /// When its counters cannot be read.
-    pub(super) async fn meter(self: &Arc<Self>, space: Arc<Space>, fresh: bool) -> Result<Arc<Metered>, StyxError> {
-        let counts = if fresh { Counts::new() } else { sum(space.tally().await?) };
-        let told = tokio::sync::Mutex::new(Told { counts, ..Told::default() });
-        let (refused, mended) = (Arc::default(), AtomicU64::new(0));
+    /// A network that is added up from now on. Its contract was just put in force, with which counters begin.
+    pub(super) fn meter(self: &Arc<Self>, space: Arc<Space>) -> Arc<Metered> {
+        let (refused, mended, told) = (Arc::default(), AtomicU64::new(0), tokio::sync::Mutex::default());
         let metered = Arc::new(Metered { space, refused, mended, totals: self.clone(), told });
         let mut state = self.state();
         state.live.retain(|one| one.strong_count() > 0);
         state.live.push(Arc::downgrade(&metered));
-        Ok(metered)
+        metered
     }
 
     /// The sums as they are now.
@@ -72,8 +70,8 @@ impl Totals {
         let networks = live.len() as u64;
         futures_util::stream::iter(live)
             .for_each_concurrent(AT_ONCE, async |one| {
-                if let Err(error) = one.tell().await {
-                    tracing::debug!(sandbox_network = one.space.index, %error, "its counters cannot be read now");
+                if tokio::time::timeout(PATIENCE, one.tell()).await.is_err() {
+                    tracing::debug!(sandbox_network = one.space.index, "its counters cannot be read in time");
                 }
             })
             .await;
@@ -90,34 +88,37 @@ impl Totals {
 
 impl Metered {
     /// Adds what has happened since the last time.
-    pub(super) async fn tell(&self) -> Result<(), StyxError> {
+    pub(super) async fn tell(&self) {
         let mut told = self.told.lock().await;
-        self.add(&mut told).await
+        self.add(&mut told).await;
     }
 
-    async fn add(&self, told: &mut Told) -> Result<(), StyxError> {
-        let now = sum(self.space.tally().await?);
+    async fn add(&self, told: &mut Told) {
+        let read = self.space.tally().await;
         let (refused_names, mended) = (self.refused.times(), self.mended.load(Ordering::Relaxed));
         let mut state = self.totals.state();
-        for (name, (packets, bytes)) in more(&told.counts, &now) {
-            let sum = state.sums.entry(name).or_default();
-            *sum = (sum.0.saturating_add(packets), sum.1.saturating_add(bytes));
+        match read.map(sum) {
+            Ok(now) => {
+                for (name, (packets, bytes)) in more(&told.counts, &now) {
+                    let sum = state.sums.entry(name).or_default();
+                    *sum = (sum.0.saturating_add(packets), sum.1.saturating_add(bytes));
+                }
+                told.counts = now;
+            }
+            Err(error) => tracing::debug!(sandbox_network = self.space.index, %error, "its counters cannot be read"),
         }
         state.refused_names += refused_names - told.refused_names;
         state.mended += mended - told.mended;
-        *told = Told { counts: now, refused_names, mended };
-        Ok(())
+        (told.refused_names, told.mended) = (refused_names, mended);
     }
 
-    /// Adds up before `change`, with which counters begin anew, and counts from there.
-    pub(super) async fn across<T>(&self, change: impl Future<Output = T>) -> T {
+    /// Adds up before `change`, with which counters begin anew, and counts from there. One that fails may have left them.
+    pub(super) async fn across(&self, change: impl Future<Output = Result<(), StyxError>>) -> Result<(), StyxError> {
         let mut told = self.told.lock().await;
-        if let Err(error) = self.add(&mut told).await {
-            tracing::debug!(sandbox_network = self.space.index, %error, "its counters could not be read once more");
-        }
-        let changed = change.await;
+        self.add(&mut told).await;
+        change.await?;
         told.counts.clear();
-        changed
+        Ok(())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tartarus_guest::{Header, Kind};
+use tartarus_guest::{Freeze, Header, Kind, message};
 use tartarus_runtime::{Deadlines, Vm};
 use tartarus_types::{Outcome, Reason};
 use tokio::sync::mpsc;
@@ -13,6 +13,7 @@ use super::requests::refuse;
 use super::steady::{MAIN, Steady};
 use super::task::{End, Task};
 use crate::link::GuestEvent;
+use crate::net::guest_side;
 
 /// For writing everything to the layer.
 const FREEZE: Duration = Duration::from_secs(60);
@@ -35,7 +36,8 @@ impl Steady {
         // A supervisor that is gone shows as the machine's end.
         let _ = self.vm.set_deadlines(deadlines).await;
         self.link.frame(Header::new(Kind::Forget, MAIN), &[]);
-        self.link.frame(Header::new(Kind::Freeze, 0), &[]);
+        let freeze = Freeze { net: task.assignment.spec.card.then(guest_side) };
+        self.link.frame(Header::new(Kind::Freeze, 0), &message::encode(&freeze));
         let (workshop, spec, dir) = (&task.ctx.workshop, &task.assignment.spec, task.home.dir());
         let (vm, events) = (&*self.vm, &mut self.events);
         let mut making = std::pin::pin!(async {

@@ -333,7 +333,7 @@ pub(super) fn identified(assignment: &Assignment, begun: bool) -> Identified<'_>
     let hostname = assignment.sandbox.as_str().replace('_', "-");
     let mut machine_id = Digest::of(format!("tartarus machine-id {}", assignment.sandbox).as_bytes()).hex();
     machine_id.truncate(32);
-    let net = (assignment.spec.net.mode != NetMode::None || assignment.spec.card).then(guest_side);
+    let net = (assignment.spec.net.mode != NetMode::None).then(guest_side);
     Identified { identity: Identity { hostname, machine_id, restored: false, net }, assignment, begun }
 }
 

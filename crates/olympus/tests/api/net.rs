@@ -222,7 +222,7 @@ async fn what_became_of_packets_is_a_metric() {
     *bench.node.totals.lock().unwrap() = NetTotals { networks: 1, counters: vec![counter], ..NetTotals::default() };
     let lines = async || {
         let response = bench.request(Method::GET, "/metrics").send().await.unwrap();
-        assert_eq!(response.headers()["content-type"], "text/plain; version=0.0.4");
+        assert_eq!(response.headers()["content-type"], "application/openmetrics-text; version=1.0.0; charset=utf-8");
         let text = response.text().await.unwrap();
         text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>()
     };

@@ -29,4 +29,5 @@ mod tests;
 pub use pins::Pins;
 pub use refused::Refused;
 pub use serve::{ServeError, serve};
-pub use upstream::{NoUpstream, Upstream};
+use upstream::NoUpstream;
+pub use upstream::Upstream;

@@ -1,6 +1,9 @@
 //! The name servers that the host's file names, also when it changes: a machine may get its network after this program.
 
+use std::fs::File;
+use std::io::Read;
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,8 +22,11 @@ pub(super) struct Watched {
     seen: Option<Mark>,
 }
 
-/// Device, number and time of the last change: another one where a file was written, replaced or opened to this program.
-type Mark = (u64, u64, i64, i64);
+/// Device, number, size and time of the last change: another one where a file was written, replaced or opened to this program.
+type Mark = (u64, u64, i64, i64, i64);
+
+/// Most of a file that is read.
+const MAX_FILE: u64 = 64 << 10;
 
 impl Watched {
     pub(super) fn new(path: &Path) -> Self {
@@ -35,7 +41,7 @@ impl Watched {
         let first = self.looked.replace(now).is_none();
         // Before it is read: what is written meanwhile is seen next time.
         let mark = rustix::fs::stat(&self.path).ok();
-        let mark = mark.map(|stat| (stat.st_dev, stat.st_ino, stat.st_ctime, stat.st_ctime_nsec as i64));
+        let mark = mark.map(|stat| (stat.st_dev, stat.st_ino, stat.st_size, stat.st_ctime, stat.st_ctime_nsec as i64));
         let changed = mark != self.seen;
         self.seen = mark;
         (first || changed).then(|| servers_in(&self.path))
@@ -44,11 +50,22 @@ impl Watched {
 
 pub(super) fn servers_in(path: &Path) -> Result<Vec<SocketAddr>, NoUpstream> {
     let shown = path.display().to_string();
-    let text = std::fs::read(path).map_err(|e| NoUpstream::Unreadable(shown.clone(), e.to_string()))?;
+    let text = read(path).map_err(|e| NoUpstream::Unreadable(shown.clone(), e.to_string()))?;
     // A file without a server is what the library calls an error as well, by its text alone.
     let Ok((config, _)) = parse_resolv_conf(text) else { return Err(NoUpstream::None(shown)) };
     let servers: Vec<_> = config.name_servers().iter().map(|server| SocketAddr::new(server.ip, 53)).collect();
     if servers.is_empty() { Err(NoUpstream::None(shown)) } else { Ok(servers) }
+}
+
+/// A plain file's text: anything else could take for ever.
+fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other("it is no plain file"));
+    }
+    let mut text = Vec::new();
+    file.take(MAX_FILE).read_to_end(&mut text)?;
+    Ok(text)
 }
 
 #[cfg(test)]

@@ -64,7 +64,7 @@ pub enum Found {
 
 /// There is no name server to ask.
 #[derive(Debug, thiserror::Error)]
-pub enum NoUpstream {
+pub(super) enum NoUpstream {
     /// The host names none.
     #[error("no nameserver in {0}: sandboxes cannot resolve names; add a line `nameserver ADDRESS`")]
     None(String),

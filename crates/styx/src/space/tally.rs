@@ -11,7 +11,7 @@ use tartarus_types::net::NetCounter;
 use super::Space;
 use crate::StyxError;
 use crate::enter::within;
-use crate::netlink::{HEADER, attribute, messages, socket};
+use crate::netlink::{HEADER, Message, attribute, messages, socket};
 
 /// The kernel answers at once, or something is wrong.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -22,6 +22,8 @@ const OBJECT: u16 = 10 << 8 | 18;
 const GET_OBJECTS: u16 = 10 << 8 | 19;
 /// `NLM_F_REQUEST | NLM_F_DUMP`.
 const DUMP: u16 = 0x301;
+/// `NLM_F_DUMP_INTR`.
+const TORN: u16 = 0x10;
 /// `NFTA_OBJ_NAME`, `NFTA_OBJ_TYPE` and `NFTA_OBJ_DATA`, and what a counter has (`linux/netfilter/nf_tables.h`).
 const NAME: u16 = 2;
 const TYPE: u16 = 3;
@@ -50,12 +52,16 @@ fn here() -> io::Result<Vec<NetCounter>> {
     loop {
         let length = receive(&socket, &mut buffer)?;
         for message in messages(&buffer[..length]) {
-            match message.map(|(kind, body)| (i32::from(kind), body)) {
-                Ok((libc::NLMSG_DONE, _)) => return Ok(counters),
-                Ok((libc::NLMSG_ERROR, body)) => return Err(refusal(body)),
-                Ok((kind, body)) if kind == i32::from(OBJECT) => counters.extend(counter(body)),
-                Ok(_) => {}
-                Err(_) => return Err(io::ErrorKind::InvalidData.into()),
+            let Ok(Message { kind, flags, body }) = message else { return Err(io::ErrorKind::InvalidData.into()) };
+            if flags & TORN != 0 {
+                // Rules changed meanwhile: some counters may be there twice, others not at all.
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            match i32::from(kind) {
+                libc::NLMSG_DONE if body.first_chunk().is_none_or(|number| *number == [0; 4]) => return Ok(counters),
+                libc::NLMSG_DONE | libc::NLMSG_ERROR => return Err(refusal(body)),
+                kind if kind == i32::from(OBJECT) => counters.extend(counter(body)),
+                _ => {}
             }
         }
     }
@@ -73,7 +79,8 @@ fn request() -> Vec<u8> {
 
 fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> {
     let patience = Timespec::try_from(PATIENCE).map_err(io::Error::other)?;
-    if poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&patience))? == 0 {
+    let heard = rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&patience)))?;
+    if heard == 0 {
         return Err(io::ErrorKind::TimedOut.into());
     }
     // SAFETY: the buffer lives until the call returns, which is told its length. One that is too small is told.

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use rustix::io::{Errno, read};
 use rustix::process::{WaitOptions, wait};
 use tartarus_guest::frame::MAX_PAYLOAD;
-use tartarus_guest::{Header, Hello, Kind, Stream};
+use tartarus_guest::{Freeze, Header, Hello, Kind, Stream};
 
 use crate::alert::Alert;
 use crate::carry::Carriers;
@@ -61,8 +61,8 @@ pub(crate) trait Identify {
     /// Takes over what a hello gives.
     fn take(&mut self, hello: &Hello) -> Result<(), String>;
 
-    /// Makes so, for a snapshot, what a command may have changed: the next hello finds it as it is.
-    fn settle(&mut self) -> Result<(), String>;
+    /// Takes over what most clones of this guest are to have: their first hello finds it as it is.
+    fn settle(&mut self, freeze: &Freeze) -> Result<(), String>;
 }
 
 /// Whose turn it is to send a frame.

@@ -42,7 +42,7 @@ impl Identify for Anybody {
         if hello.hostname == "bad" { Err("refused".to_owned()) } else { Ok(()) }
     }
 
-    fn settle(&mut self) -> Result<(), String> {
+    fn settle(&mut self, _: &tartarus_guest::Freeze) -> Result<(), String> {
         Ok(())
     }
 }

@@ -25,7 +25,11 @@ const MAX_CONTENT: u64 = 64 * 1024;
 
 /// Files that are mounted, held open for writing: each of [`NAMES`], or `None` where the image did not allow it.
 #[derive(Debug, Default)]
-pub(crate) struct EtcFiles([Option<OwnedFd>; 4]);
+pub(crate) struct EtcFiles {
+    mounted: [Option<OwnedFd>; 4],
+    /// What `resolv.conf` says without a network, where it says something else now.
+    resolvers: Option<Vec<u8>>,
+}
 
 impl EtcFiles {
     /// Mounts the files over those in `etc`, with the same content. `scratch` is a path for a folder that is gone
@@ -39,10 +43,11 @@ impl EtcFiles {
                 return Self::default();
             }
         };
-        Self(NAMES.map(|name| {
+        let mounted = NAMES.map(|name| {
             let mounted = cover(&etc, &scratch.folder, name);
             mounted.map_err(|error| console(&format!("/etc/{name} stays as the image has it: {error}"))).ok()
-        }))
+        });
+        Self { mounted, resolvers: None }
     }
 
     /// Writes the host name's files; `old` is the name that they have, empty at first. Of the hosts only the line of the
@@ -50,18 +55,16 @@ impl EtcFiles {
     pub(crate) fn name(&self, old: &str, hostname: &str) {
         const LOCAL: &str = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n";
         self.write(1, 0, [hostname, "\n"].concat().as_bytes());
-        let Some(file) = &self.0[0] else { return };
+        let Some(file) = &self.mounted[0] else { return };
         if old.is_empty() {
             return self.write(0, 0, [LOCAL, OWN, hostname, "\n"].concat().as_bytes());
         }
-        // Not filled first: each page that is touched costs a fresh clone a fault.
-        let mut content = Vec::with_capacity(MAX_CONTENT as usize);
-        match pread(file, rustix::buffer::spare_capacity(&mut content), 0) {
-            Ok(_) if content.len() < MAX_CONTENT as usize => {
+        match whole(file) {
+            Ok(content) => {
                 let (offset, rest) = renamed(&content, old, hostname);
                 self.write(0, offset, &rest);
             }
-            Ok(_) => console("/etc/hosts is too long to be given the host name"),
+            Err(Errno::FBIG) => console("/etc/hosts is too long to be given the host name"),
             Err(error) => console(&format!("/etc/hosts could not be read: {error}")),
         }
     }
@@ -71,21 +74,38 @@ impl EtcFiles {
         self.write(2, 0, [id, "\n"].concat().as_bytes());
     }
 
-    /// Writes who knows names, in place of whatever the image said.
+    /// Writes who knows names, in place of what the file says without a network; that again for nobody.
     ///
     /// # Errors
     /// When the file could not be mounted (`ENOENT`), or not be written.
-    pub(crate) fn resolver(&self, nameserver: Ipv4Addr) -> Result<(), Errno> {
-        let file = self.0[3].as_ref().ok_or(Errno::NOENT)?;
+    pub(crate) fn resolver(&mut self, nameserver: Option<Ipv4Addr>) -> Result<(), Errno> {
+        let Some(nameserver) = nameserver else {
+            let (Some(own), Some(file)) = (&self.resolvers, &self.mounted[3]) else { return Ok(()) };
+            overwrite(file, 0, own)?;
+            self.resolvers = None;
+            return Ok(());
+        };
+        let file = self.mounted[3].as_ref().ok_or(Errno::NOENT)?;
+        if self.resolvers.is_none() {
+            self.resolvers = Some(whole(file)?);
+        }
         overwrite(file, 0, format!("nameserver {nameserver}\n").as_bytes())
     }
 
     fn write(&self, which: usize, offset: usize, content: &[u8]) {
-        let Some(file) = &self.0[which] else { return };
+        let Some(file) = &self.mounted[which] else { return };
         if let Err(error) = overwrite(file, offset, content) {
             console(&format!("/etc/{} could not be written: {error}", NAMES[which]));
         }
     }
+}
+
+/// All that a file has; `EFBIG` when that is too much.
+fn whole(file: &OwnedFd) -> Result<Vec<u8>, Errno> {
+    // Not filled first: each page that is touched costs a fresh clone a fault.
+    let mut content = Vec::with_capacity(MAX_CONTENT as usize);
+    pread(file, rustix::buffer::spare_capacity(&mut content), 0)?;
+    if content.len() < MAX_CONTENT as usize { Ok(content) } else { Err(Errno::FBIG) }
 }
 
 /// Writes all that a file has from `offset` on.
@@ -220,7 +240,7 @@ mod tests {
             let resolvers = "# the image's, and longer than one line\nnameserver 9.9.9.9\n";
             fs::write(format!("{etc}/resolv.conf"), resolvers).unwrap();
             std::os::unix::fs::symlink("../outside", format!("{etc}/hostname")).unwrap();
-            let files = EtcFiles::mount(&etc, &scratch);
+            let mut files = EtcFiles::mount(&etc, &scratch);
             assert!(!fs::exists(&scratch).unwrap());
             let read = |name: &str| fs::read_to_string(format!("{etc}/{name}")).unwrap();
             assert_eq!((read("hosts").as_str(), read("machine-id").as_str()), ("the image's\n", ""));
@@ -234,8 +254,13 @@ mod tests {
             files.machine_id("0123456789abcdef0123456789abcdef");
             assert_eq!(read("machine-id"), "0123456789abcdef0123456789abcdef\n");
             assert_eq!(read("resolv.conf"), "# the image's, and longer than one line\nnameserver 9.9.9.9\n");
-            files.resolver(Ipv4Addr::new(198, 19, 255, 253)).unwrap();
-            assert_eq!(read("resolv.conf"), "nameserver 198.19.255.253\n");
+            files.resolver(None).unwrap();
+            for _ in 0..2 {
+                files.resolver(Some(Ipv4Addr::new(198, 19, 255, 253))).unwrap();
+                assert_eq!(read("resolv.conf"), "nameserver 198.19.255.253\n");
+            }
+            files.resolver(None).unwrap();
+            assert_eq!(read("resolv.conf"), resolvers);
             assert_eq!(fs::read_to_string(format!("{folder}/outside")).unwrap(), "outside", "no link is followed");
             assert!(fs::remove_file(format!("{etc}/hosts")).is_err(), "a mount cannot be removed");
             for name in NAMES {
@@ -267,10 +292,10 @@ mod tests {
             files.name("", "n");
             assert!(fs::metadata(format!("{etc}/hosts")).unwrap().is_dir());
             assert_eq!(fs::read_to_string(format!("{etc}/hostname")).unwrap(), "n\n");
-            let files = EtcFiles::mount(&format!("{folder}/no/such"), &scratch);
+            let mut files = EtcFiles::mount(&format!("{folder}/no/such"), &scratch);
             files.name("", "n");
-            assert_eq!(files.resolver(Ipv4Addr::LOCALHOST), Err(Errno::NOENT));
-            assert!(files.0.iter().all(Option::is_none) && !fs::exists(&scratch).unwrap());
+            assert_eq!(files.resolver(Some(Ipv4Addr::LOCALHOST)), Err(Errno::NOENT));
+            assert!(files.mounted.iter().all(Option::is_none) && !fs::exists(&scratch).unwrap());
         });
     }
 }

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::time::{ClockId, Timespec, clock_settime};
-use tartarus_guest::{Hello, Net};
+use tartarus_guest::{Freeze, Hello, Net};
 
 use crate::agent::Identify;
 use crate::etc::EtcFiles;
@@ -47,7 +47,7 @@ pub(crate) struct Identity {
     hostname: String,
     files: EtcFiles,
     card: Option<Card>,
-    /// Network and resolver are as the last hello gave them: nobody ran since they were made so.
+    /// Network and resolver are as the freeze made them, since when no process of the sandbox's has run.
     settled: bool,
 }
 
@@ -116,10 +116,8 @@ impl Identity {
             (None, Some(_)) => return Err(NetworkError::NoCard.into()),
             (None, None) => {}
         }
-        if let Some(net) = net {
-            self.files.resolver(net.nameserver).map_err(|error| NetworkError::Step("write /etc/resolv.conf", error))?;
-        }
-        Ok(())
+        let written = self.files.resolver(net.map(|net| net.nameserver));
+        Ok(written.map_err(|error| NetworkError::Step("write /etc/resolv.conf", error))?)
     }
 
     fn mix(&self, entropy: &[u8]) -> Result<(), Errno> {
@@ -143,9 +141,8 @@ impl Identify for Identity {
         self.become_it(hello).map_err(|error| error.to_string())
     }
 
-    fn settle(&mut self) -> Result<(), String> {
-        let has = self.card.as_ref().and_then(Card::has);
-        self.network(has).map_err(|error| error.to_string())?;
+    fn settle(&mut self, freeze: &Freeze) -> Result<(), String> {
+        self.network(freeze.net).map_err(|error| error.to_string())?;
         self.settled = true;
         Ok(())
     }

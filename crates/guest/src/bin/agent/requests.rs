@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
-use tartarus_guest::{End, Header, Hello, HelloAck, Kind, MAX_PROCESSES, Start, VERSION, message};
+use tartarus_guest::{End, Freeze, Header, Hello, HelloAck, Kind, MAX_PROCESSES, Start, VERSION, message};
 
 use crate::agent::{Agent, Ground};
 use crate::console;
@@ -77,7 +77,7 @@ impl Agent {
                 self.processes.remove(&number);
             }
             Request::StartRunner(start) => return self.start_runner(start),
-            Request::Freeze => return self.freeze(),
+            Request::Freeze(freeze) => return self.freeze(&freeze),
             Request::Dial(number, port) => {
                 self.ground.as_ref().map_err(|why| why.clone())?;
                 let watch = |socket: BorrowedFd<'_>| self.events.watch(socket, Source::Carrier(number));
@@ -175,12 +175,12 @@ impl Agent {
     }
 
     /// Freezes the layer and says so, or why not.
-    fn freeze(&mut self) -> Result<(), String> {
+    fn freeze(&mut self, wanted: &Freeze) -> Result<(), String> {
         // So that the heap need not grow first thing in a clone.
         drop(std::hint::black_box(vec![1_u8; SPARE_HEAP]));
         let ground = self.ground.as_mut().map_err(|why| why.clone())?;
         self.ooms = ground.held.ooms.count();
-        let frozen = freeze(ground, &self.runner);
+        let frozen = freeze(ground, &self.runner, wanted);
         if frozen.is_err() && !ground.freezer.as_ref().is_some_and(Freezer::is_frozen) {
             ground.still.go_on();
         }
@@ -207,11 +207,11 @@ impl Agent {
 }
 
 /// Stops all processes but those that wait for work, then freezes the layer; or says why that is not done.
-fn freeze(ground: &mut Ground, runner: &Runner) -> Result<(), String> {
+fn freeze(ground: &mut Ground, runner: &Runner, wanted: &Freeze) -> Result<(), String> {
     let freezer = ground.freezer.as_mut().ok_or("there is no layer to freeze")?;
     let spared = runner.waiting().chain(freezer.helper()).filter_map(|pid| i32::try_from(pid).ok());
     let spared: Vec<i32> = spared.collect();
     ground.still.stop(&ground.held.proc, &spared).map_err(|error| error.to_string())?;
-    ground.identity.settle()?;
+    ground.identity.settle(wanted)?;
     freezer.freeze().map_err(|error| format!("could not freeze the layer: {error}"))
 }

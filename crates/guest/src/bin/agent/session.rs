@@ -4,7 +4,7 @@
 //! it opens a new session.
 
 use tartarus_guest::frame::{self, Assembler, Decoder, Found, MAGIC};
-use tartarus_guest::{Frame, Header, Hello, Kind, Start, StartRunner, Stream, message};
+use tartarus_guest::{Frame, Freeze, Header, Hello, Kind, Start, StartRunner, Stream, message};
 
 /// Most bytes of a fault's text.
 const MAX_FAULT: usize = 4096;
@@ -38,7 +38,7 @@ pub(crate) enum Request {
     /// Start the runner, once.
     StartRunner(StartRunner),
     /// Freeze the layer for a snapshot.
-    Freeze,
+    Freeze(Freeze),
     /// Connect to a port, from 1 on.
     Dial(u32, u16),
     /// Bytes of a connection at a position.
@@ -141,7 +141,10 @@ impl Session {
             },
             Kind::Forget => Request::Forget(process),
             Kind::Clock => Request::Clock(offset),
-            Kind::Freeze => Request::Freeze,
+            Kind::Freeze if frame.payload.is_empty() => Request::Freeze(Freeze::default()),
+            Kind::Freeze => {
+                Request::Freeze(message::decode("freeze", &frame.payload).map_err(|error| error.to_string())?)
+            }
             Kind::Dial => match u16::try_from(offset) {
                 Ok(port @ 1..) => Request::Dial(process, port),
                 _ => return Err(format!("no port has number {offset}")),

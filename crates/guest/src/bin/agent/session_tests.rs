@@ -96,7 +96,7 @@ fn requests_are_read() {
         Request::Stdin(3, 7, vec![]),
         Request::Forget(3),
         Request::StartRunner(runner),
-        Request::Freeze,
+        Request::Freeze(Freeze::default()),
         Request::Dial(3, 65535),
         Request::Carry(3, 65535, vec![]),
         Request::CarryEof(3, 65535),
