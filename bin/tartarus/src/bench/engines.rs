@@ -12,6 +12,11 @@ use super::programs;
 use super::row::{Kind, PROGRAM, Ran, Row, Run, Work};
 use super::scratch::Scratch;
 
+/// Where a containerd of the machine has its socket, which dockerd would use, and its shims theirs; and where plugins of the
+/// machine's Docker are.
+const HIDDEN: [&str; 2] = ["/run/containerd", "/run/docker"];
+/// Hides the folders of the first word, and becomes the others. Only in a mount namespace that is not the machine's.
+const HIDE: &str = "for dir in $0; do mount -t tmpfs -o mode=711 tartarus-bench $dir || exit; done; exec \"$@\"";
 /// Reading the root file system as an image.
 const IMPORT: Duration = Duration::from_secs(300);
 const ANSWER: Duration = Duration::from_secs(30);
@@ -72,11 +77,11 @@ pub(super) fn docker(scratch: &Scratch, tar: &Path) -> (Row, Option<Daemon>) {
 fn start_docker(scratch: &Scratch, tar: &Path, client: &Path, daemon: &Path) -> Result<(Line, String, Daemon)> {
     let dir = scratch.folder("docker")?;
     let host = format!("unix://{}", dir.join("docker.sock").display());
-    let mut words = Command::new(daemon);
+    let mut words = apart(scratch, daemon)?;
     for (flag, name) in [("--data-root", "data"), ("--exec-root", "exec"), ("--pidfile", "pid")] {
         words.arg(flag).arg(dir.join(name));
     }
-    words.args(["--host", &host, "--bridge=none", "--iptables=false", "--ip6tables=false"]);
+    words.args(["--host", &host, "--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"]);
     words.args(["--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", &scratch.cgroup()]);
     // Neither the machine's configuration nor the user's.
     let config = dir.join("daemon.json");
@@ -96,6 +101,18 @@ fn start_docker(scratch: &Scratch, tar: &Path, client: &Path, daemon: &Path) -> 
     line.read(&["import", &tar.display().to_string(), IMAGE], IMPORT)?;
     let line = line.with(&["run", "--rm", "--network", "none", IMAGE, "python3", "-c", PROGRAM]);
     Ok((line, version.trim().to_owned(), daemon))
+}
+
+/// dockerd where it meets neither the machine's network, whose `docker0` it would remove, nor its containerd, and where what
+/// it mounts ends with it. Nothing stands between: a signal to this command is dockerd's.
+fn apart(scratch: &Scratch, daemon: &Path) -> Result<Command> {
+    // Also where there is none: dockerd would make it, and leave it.
+    HIDDEN.into_iter().try_for_each(|dir| scratch.borrow(Path::new(dir)))?;
+    let mut command = Command::new("unshare");
+    command
+        .args(["--net", "--mount", "--propagation", "private", "--", "sh", "-c", HIDE, &HIDDEN.join(" ")])
+        .arg(daemon);
+    Ok(command)
 }
 
 fn last_line(log: &Path) -> String {

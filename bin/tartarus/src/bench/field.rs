@@ -23,8 +23,11 @@ pub(super) struct Field {
     daemons: Vec<Daemon>,
 }
 
-/// The bare sequence is that of QEMU, translating.
-fn has_bare(args: &BenchStartArgs) -> bool {
+/// The driver whose sequence the bare one is: QEMU, translating.
+const TRANSLATES: &str = "qemu-tcg";
+
+/// As far as can be told before the server has chosen a driver.
+fn may_have_bare(args: &BenchStartArgs) -> bool {
     args.bare_restore.is_some() && matches!(args.driver, DriverChoice::Auto | DriverChoice::QemuTcg)
 }
 
@@ -37,7 +40,7 @@ fn wants(args: &BenchStartArgs, row: &str) -> bool {
 /// # Errors
 /// When one does not.
 pub(super) fn check(args: &BenchStartArgs) -> Result<()> {
-    let bare = has_bare(args).then_some(bare::BARE);
+    let bare = may_have_bare(args).then_some(bare::BARE);
     let known: Vec<&str> = ours::ALL.into_iter().chain(bare).chain([DOCKER, PODMAN]).chain(oci::ALL).collect();
     if let Some(unknown) = args.only.iter().find(|only| *only != NONE && !known.contains(&only.as_str())) {
         bail!("--only: there is no row {unknown}; there are {}", known.join(", "));
@@ -46,20 +49,24 @@ pub(super) fn check(args: &BenchStartArgs) -> Result<()> {
 }
 
 impl Field {
-    /// Makes every row that is wanted ready, for up to `slots` at once.
+    /// Makes every row that is wanted ready, for up to `slots` at once and a server with this driver.
     ///
     /// # Errors
-    /// When it is interrupted. What is wrong with a row is the row's.
+    /// When it is interrupted, or the driver has no row that was asked for. What is wrong with a row is the row's.
     pub(super) fn gather(
         args: &BenchStartArgs,
         scratch: &Scratch,
-        server: &Arc<Server>,
+        (server, driver): (&Arc<Server>, &str),
         tar: &Path,
         slots: usize,
     ) -> Result<Self> {
+        if driver != TRANSLATES && args.only.iter().any(|only| only == bare::BARE) {
+            bail!("--only: the row {} is {TRANSLATES}'s, and the driver here is {driver}", bare::BARE);
+        }
         let mut rows: Vec<Row> = ours::rows(server);
         let mut daemons = Vec::new();
-        if let Some(program) = args.bare_restore.as_deref().filter(|_| has_bare(args) && wants(args, bare::BARE)) {
+        let has_bare = driver == TRANSLATES && wants(args, bare::BARE);
+        if let Some(program) = args.bare_restore.as_deref().filter(|_| has_bare) {
             let (row, seats) = bare::row(scratch, server, program, slots);
             rows.push(row);
             daemons.extend(seats);

@@ -2,19 +2,20 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 
 use super::meter::{self, Cost};
-use super::process::{self, go_on};
+use super::process::go_on;
 use super::progress::Progress;
 use super::row::{EXPECTED, Row, Run};
 use super::server::Server;
 use super::stats::median;
+use super::tree;
 
-/// Memory of each clone: less does not start the runner in every guest.
-const MEMORY: &str = "192M";
-const MEMORY_BYTES: u64 = 192 << 20;
+/// Memory of each clone, the least that most templates need.
+const MEMORY: &str = "128M";
+const MEMORY_BYTES: u64 = 128 << 20;
 const NAME: &str = "idle";
 /// Restores before, and beside them.
 const RESTORES: usize = 7;
@@ -90,9 +91,16 @@ fn watch(server: &Server, row: &Row, pids: &[u32], alone: u64, before: f64, keep
         go_on()?;
         std::thread::sleep(Duration::from_millis(100));
     }
-    let seconds = (used() - first) as f64 / 100.0;
+    let seconds = used().saturating_sub(first) as f64 / 100.0;
     let cpu_percent = 100.0 * seconds / start.elapsed().as_secs_f64() / pids.len() as f64;
     let costs: Vec<Cost> = pids.iter().filter_map(|pid| meter::cost(*pid, MEMORY_BYTES)).collect();
+    // One that died cost nothing, and would flatter the others.
+    ensure!(
+        costs.len() == pids.len(),
+        "{} of {} clones died, or cannot be measured",
+        pids.len() - costs.len(),
+        pids.len()
+    );
     let of = |value: fn(&Cost) -> u64| {
         median(&costs.iter().map(|cost| value(cost) as f64).collect::<Vec<_>>()).context("no clone could be measured")
     };
@@ -116,10 +124,10 @@ fn watch(server: &Server, row: &Row, pids: &[u32], alone: u64, before: f64, keep
 fn beside_hypervisors(server: &Server) -> u64 {
     let resident = |pid: u32| {
         let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let hypervisor = text.lines().next().is_some_and(process::is_hypervisor);
+        let hypervisor = text.lines().next().is_some_and(tree::is_hypervisor);
         if hypervisor { 0 } else { meter::anonymous(&text) }
     };
-    process::family(server.pid()).into_iter().map(resident).sum()
+    tree::family(server.pid()).into_iter().map(resident).sum()
 }
 
 fn restores(row: &Row, when: &str, keep: &[u32]) -> Result<f64> {
@@ -132,10 +140,10 @@ fn restores(row: &Row, when: &str, keep: &[u32]) -> Result<f64> {
         let start = Instant::now();
         let ran = work.run(Run { name: &name, slot: 0, patience: PATIENCE })?;
         took.push(start.elapsed().as_secs_f64() * 1000.0);
-        anyhow::ensure!(ran.output == EXPECTED, "it printed {:?}", ran.output);
+        ensure!(ran.output == EXPECTED, "it printed {:?}", ran.output);
         work.check(&name)?;
         std::thread::sleep(Duration::from_millis(300));
-        process::reap(keep);
+        tree::reap(keep);
     }
     // The first one warms up.
     median(&took[1..]).context("no restores")

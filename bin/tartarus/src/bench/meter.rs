@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::process;
+use super::tree;
 
 /// Bytes of a line of `/proc/meminfo`.
 pub(super) fn memory(name: &str) -> Option<u64> {
@@ -46,7 +46,7 @@ pub(super) struct Moment {
 impl Moment {
     /// Looks at the server with this process id and data folder.
     pub(super) fn look(server: u32, data: &Path) -> Self {
-        let family = process::family(server);
+        let family = tree::family(server);
         let sum = |of: &dyn Fn(u32) -> u64| signed(family.iter().map(|pid| of(*pid)).sum());
         let resident = |pid: u32| anonymous(&fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default());
         let entries = |path: String| fs::read_dir(path).map_or(0, |entries| entries.count() as u64);

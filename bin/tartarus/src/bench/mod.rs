@@ -19,15 +19,16 @@ mod process;
 mod programs;
 mod progress;
 mod report;
+mod results;
 mod rounds;
 mod row;
 mod scratch;
 mod server;
 mod soak;
 mod stats;
+mod tree;
 mod verdict;
 
-use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -55,10 +56,11 @@ const INTERRUPTED: u8 = 130;
 /// When the benchmark could not be carried out. What was measured is in the table and the exit code.
 pub(crate) fn start(args: &BenchStartArgs, quiet: bool) -> Result<ExitCode> {
     field::check(args)?;
+    args.json_file.as_deref().map(results::check).transpose()?;
     let image = args.image.as_deref().map(image::given).transpose()?;
     process::prepare()?;
     let progress = Progress::new(quiet);
-    let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
+    let parent = args.dir.clone().unwrap_or_else(scratch::parent);
     let scratch = Scratch::new(&parent)?;
     let ran = run(args, image.as_deref(), &scratch, progress);
     // What failed then did so since it was ended.
@@ -94,7 +96,7 @@ fn run(args: &BenchStartArgs, image: Option<&Path>, scratch: &Scratch, progress:
     let server = Arc::new(Server::start(scratch, &options)?);
     add_kernel(args, scratch, &server, progress)?;
     progress.say("getting ready: what this machine can do");
-    server.fit()?;
+    let driver = server.fit()?;
     let made = match maker {
         None => None,
         Some(maker) => {
@@ -107,53 +109,59 @@ fn run(args: &BenchStartArgs, image: Option<&Path>, scratch: &Scratch, progress:
     server.import(tar)?;
     server.make_template()?;
     progress.say("getting ready: rows");
-    let mut field = Field::gather(args, scratch, &server, tar, plan.most())?;
+    let mut field = Field::gather(args, scratch, (&server, &driver), tar, plan.most())?;
 
     progress.say("running");
     let keep = field.keep(&server);
     let results = rounds::run(&mut field.rows, &plan, &keep, progress)?;
     let restore = ours::restore(&server);
-    let soak = args.soak.map(|count| soak::run(&server, &restore, count, &keep, progress)).transpose()?;
-    let idle = args.idle.map(|count| idle::run(&server, &restore, count.into(), &keep, progress)).transpose()?;
+    let soak = args.soak.map(|count| soak::run(&server, &restore, count, &keep, progress).context("--soak"));
+    let idle = args.idle.map(|count| idle::run(&server, &restore, count.into(), &keep, progress).context("--idle"));
     drop(restore);
+    process::go_on()?;
 
+    // The figures are shown whatever else goes wrong.
+    let mut broken = Vec::new();
+    let (soak, idle) = (keep_why(soak, &mut broken), keep_why(idle, &mut broken));
     let report = Report::new(&field.rows, &results);
-    let outcome = Outcome::new(machine, &field, report, soak, idle, args.check);
+    let mut outcome = Outcome::new(machine, &field, report, soak, idle, broken, args.check);
+    let shown = match args.json {
+        true => print_json(&outcome.figures),
+        false => print(&outcome.text()).map_err(Into::into),
+    };
+    args.json_file.as_deref().map(|path| results::write(path, &outcome.figures)).transpose()?;
+    shown?;
     // It is judged as well whether the server leaves anything.
-    field.stop(server)?;
-    match args.json {
-        true => print_json(&outcome.figures)?,
-        false => print(&outcome.text())?,
+    let stopped = field.stop(server);
+    process::go_on()?;
+    if let Err(why) = stopped {
+        outcome.add_fault(format!("{why:#}"));
     }
-    if let Some(path) = &args.json_file {
-        write_whole(path, serde_json::to_string_pretty(&outcome.figures)?.as_bytes())?;
-    }
-    outcome.doubts().for_each(|doubt| progress.say(doubt));
+    outcome.explain();
     Ok(outcome.code())
+}
+
+/// What there is of a result, with why there is nothing among `broken`.
+fn keep_why<T>(result: Option<Result<T>>, broken: &mut Vec<String>) -> Option<T> {
+    result?.map_err(|why| broken.push(format!("{why:#}"))).ok()
 }
 
 /// The kernel that was asked for or is there; else Debian's, as `tartarus kernel add` fetches it.
 fn add_kernel(args: &BenchStartArgs, scratch: &Scratch, server: &Server, progress: Progress) -> Result<()> {
-    let flags = match guest_kernel::find(&args.kernel, scratch.dir())? {
+    match guest_kernel::find(&args.kernel, scratch.dir())? {
         // Who named a folder meant a kernel in it.
         Found::None(_) if args.kernel.data.is_none() => {
             progress
                 .say("getting ready: Debian's cloud kernel, since there is none yet (`tartarus kernel add` keeps one)");
-            Vec::new()
+            server.add_kernel(&[]).context(
+                "no guest kernel could be had: give one with --kernel DEB, or with --vmlinuz FILE --modules DIR",
+            )
         }
         found => {
             progress.say("getting ready: the guest kernel");
-            found.flags()?
+            server.add_kernel(&found.flags()?)
         }
-    };
-    server.add_kernel(&flags)
-}
-
-/// Writes a file so that a reader finds the old content, the new one, or none; never half of it.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let partial = path.with_extension("partial");
-    fs::write(&partial, bytes).with_context(|| format!("cannot write {}", partial.display()))?;
-    fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))
+    }
 }
 
 #[cfg(test)]

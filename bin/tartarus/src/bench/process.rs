@@ -1,7 +1,6 @@
 //! Programs that the benchmark starts: each has a deadline, and none is left behind. Orphans come to us (we are their
 //! subreaper), so that whatever a daemon or a container started is found and ended.
 
-use std::collections::BTreeSet;
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt as _;
@@ -12,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, kill_process_group, pidfd_open, waitpid};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::tree;
 use crate::terminal;
 
 /// Most that is kept of an output stream.
@@ -22,13 +22,11 @@ const MAX_OUTPUT: usize = 1 << 20;
 /// How often a wait looks whether somebody wants the benchmark to end.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// What the kernel calls the product's processes.
-const SERVER_NAME: &str = "tartarus";
-
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// From now on orphans of what we start come to us, and Ctrl-C and SIGTERM make every wait fail instead of ending us.
+/// From now on what we start is told from what was there, its orphans come to us, and Ctrl-C and SIGTERM make every wait fail instead of ending us.
 pub(super) fn prepare() -> Result<()> {
+    tree::begin();
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context("cannot become a subreaper")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;
     let listen = move || {
@@ -274,100 +272,6 @@ impl Drop for Daemon {
     }
 }
 
-/// A process that descends from us.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Process {
-    pub(super) pid: u32,
-    pub(super) parent: u32,
-    pub(super) name: String,
-    zombie: bool,
-}
-
-/// `PID (NAME) STATE PPID …`; the name may hold anything.
-fn parse_stat(text: &str) -> Option<Process> {
-    let (pid, rest) = text.split_once(" (")?;
-    let (name, rest) = rest.rsplit_once(") ")?;
-    let mut fields = rest.split(' ');
-    let zombie = matches!(fields.next()?, "Z" | "X");
-    Some(Process { pid: pid.parse().ok()?, parent: fields.next()?.parse().ok()?, name: name.to_owned(), zombie })
-}
-
-/// Every process of the machine.
-fn all() -> Vec<Process> {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-    let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    numbers.filter_map(|pid| parse_stat(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)).collect()
-}
-
-/// Those of `all` that descend from `root`, without it.
-fn below(root: u32, all: Vec<Process>) -> Vec<Process> {
-    let mut family = BTreeSet::from([root]);
-    loop {
-        let before = family.len();
-        let children: Vec<u32> = all.iter().filter(|p| family.contains(&p.parent)).map(|p| p.pid).collect();
-        family.extend(children);
-        if family.len() == before {
-            break;
-        }
-    }
-    family.remove(&root);
-    all.into_iter().filter(|process| family.contains(&process.pid)).collect()
-}
-
-/// Whether a process of this name is a hypervisor, or stands for one.
-pub(super) fn is_hypervisor(name: &str) -> bool {
-    ["qemu-system", "firecracker", "jail-init"].iter().any(|known| name.contains(known))
-}
-
-/// Everything alive that we started, directly or not.
-pub(super) fn descendants() -> Vec<Process> {
-    let mut found = below(std::process::id(), all());
-    found.retain(|process| !process.zombie);
-    found
-}
-
-/// A process and everything alive that descends from it, also what was handed over to us when its parent ended: a
-/// supervisor that went into the background is the server's all the same.
-pub(super) fn family(pid: u32) -> Vec<u32> {
-    let all = all();
-    let me = std::process::id();
-    let orphans: Vec<u32> = all.iter().filter(|p| p.parent == me && p.name == SERVER_NAME).map(|p| p.pid).collect();
-    let mut family = BTreeSet::from([pid]);
-    for root in orphans.into_iter().chain([pid]) {
-        family.insert(root);
-        family.extend(below(root, all.clone()).iter().map(|process| process.pid));
-    }
-    let alive: BTreeSet<u32> = all.iter().filter(|process| !process.zombie).map(|process| process.pid).collect();
-    family.into_iter().filter(|pid| alive.contains(pid)).collect()
-}
-
-/// Takes the last breath of orphans that ended. Only while no measured program runs: those are waited for elsewhere.
-pub(super) fn reap(keep: &[u32]) {
-    let me = std::process::id();
-    for process in all() {
-        if process.zombie && process.parent == me && !keep.contains(&process.pid) {
-            let _ = waitpid(Pid::from_raw(process.pid.cast_signed()), WaitOptions::NOHANG);
-        }
-    }
-}
-
-/// Ends everything that we started.
-pub(super) fn end_all() {
-    for _ in 0..250 {
-        reap(&[]);
-        let left = descendants();
-        if left.is_empty() {
-            return;
-        }
-        for process in left {
-            if let Some(pid) = Pid::from_raw(process.pid.cast_signed()) {
-                let _ = kill_process(pid, Signal::KILL);
-            }
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -397,20 +301,5 @@ mod tests {
     fn a_large_output_is_bounded_and_does_not_block() {
         let done = run(&mut command(&["head", "-c", "3000000", "/dev/zero"]), Duration::from_secs(20)).unwrap();
         assert_eq!(done.stdout.len(), MAX_OUTPUT);
-    }
-
-    #[test]
-    fn names_of_processes_may_hold_anything() {
-        let process = parse_stat("12 (a) b (c) S 7 12 0").unwrap();
-        assert_eq!((process.pid, process.parent, process.name.as_str()), (12, 7, "a) b (c"));
-        assert!(parse_stat("12 (a) Z 7 1").unwrap().zombie);
-        assert_eq!(parse_stat("12"), None);
-    }
-
-    #[test]
-    fn grandchildren_are_found_in_whatever_order_they_are_listed() {
-        let process = |pid, parent| Process { pid, parent, name: String::new(), zombie: false };
-        let found = below(1, vec![process(4, 3), process(3, 2), process(2, 1), process(9, 8), process(1, 0)]);
-        assert_eq!(found.iter().map(|p| p.pid).collect::<Vec<_>>(), [4, 3, 2]);
     }
 }

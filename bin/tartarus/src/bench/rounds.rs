@@ -11,6 +11,7 @@ use super::process::{self, go_on};
 use super::progress::Progress;
 use super::row::{EXPECTED, Kind, Ran, Row, Run, Work};
 use super::stats::{ByRound, Shuffle};
+use super::tree;
 
 /// A run may take so long where two run at once; more have to share the machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -70,11 +71,11 @@ pub(super) fn run(rows: &mut [Row], plan: &Plan, keep: &[u32], progress: Progres
     }
     let mut runs = 0;
     process::until("quiet", SETTLE, || {
-        let machines = process::descendants().into_iter().filter(|p| process::is_hypervisor(&p.name));
+        let machines = tree::descendants().into_iter().filter(|p| tree::is_hypervisor(&p.name));
         Ok((machines.count() == 0).then_some(()))
     })
     .context("a machine of the preparation is still there")?;
-    let idle = process::descendants().len();
+    let idle = tree::descendants().len();
     for row in rows.iter_mut() {
         go_on()?;
         let Ok(work) = &row.work else { continue };
@@ -116,10 +117,10 @@ pub(super) fn run(rows: &mut [Row], plan: &Plan, keep: &[u32], progress: Progres
 /// Waits until what a run left running has ended: containers are removed and machines put down after the answer.
 fn settle(idle: usize, keep: &[u32]) {
     let start = Instant::now();
-    while process::descendants().len() > idle && start.elapsed() < SETTLE {
+    while tree::descendants().len() > idle && start.elapsed() < SETTLE {
         std::thread::sleep(Duration::from_millis(5));
     }
-    process::reap(keep);
+    tree::reap(keep);
 }
 
 /// One run and what became of it.

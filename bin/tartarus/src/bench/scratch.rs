@@ -1,14 +1,16 @@
 //! The folder that everything of a run is in, and what is removed with it: processes, mounts, control groups.
 
+use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use rustix::mount::{UnmountFlags, unmount};
 
-use super::process;
+use super::tree;
 use crate::terminal::note;
 
 /// Everything that a run makes. Dropping it removes all of it.
@@ -16,6 +18,15 @@ pub(super) struct Scratch {
     dir: PathBuf,
     name: String,
     root: bool,
+    /// Folders elsewhere that were not there.
+    borrowed: RefCell<Vec<PathBuf>>,
+}
+
+/// Where the folder is made unless somebody says where: on a disk, where there is such a place. What is in memory would
+/// flatter everybody.
+pub(super) fn parent() -> PathBuf {
+    let disk = Path::new("/var/tmp");
+    if disk.is_dir() { disk.to_owned() } else { std::env::temp_dir() }
 }
 
 impl Scratch {
@@ -24,15 +35,17 @@ impl Scratch {
         let parent = std::path::absolute(parent)?;
         let cannot = || format!("cannot make a folder in {}", parent.display());
         fs::create_dir_all(&parent).with_context(cannot)?;
-        let made = tempfile::Builder::new().prefix("tartarus-bench-").tempdir_in(&parent).with_context(cannot)?;
+        let root = rustix::process::geteuid().is_root();
+        // A user's is gone through by the other ids that mmdebstrap has then; what is secret is closed by itself. Root has
+        // files of whole systems in it, with programs that run as their owner.
+        let mode = fs::Permissions::from_mode(if root { 0o700 } else { 0o711 });
+        let mut builder = tempfile::Builder::new();
+        builder.prefix("tartarus-bench-").permissions(fs::Permissions::from_mode(0o700));
+        let made = builder.tempdir_in(&parent).with_context(cannot)?;
+        fs::set_permissions(made.path(), mode).with_context(cannot)?;
         let name = made.path().file_name().and_then(OsStr::to_str).context("the folder's name is text")?.to_owned();
         let dir = made.keep();
-        let scratch = Self { dir, name, root: rustix::process::geteuid().is_root() };
-        if !scratch.root {
-            // The ids that mmdebstrap has then are others, and go through it. What is secret is closed by itself.
-            fs::set_permissions(&scratch.dir, fs::Permissions::from_mode(0o711)).with_context(cannot)?;
-        }
-        Ok(scratch)
+        Ok(Self { dir, name, root, borrowed: RefCell::default() })
     }
 
     /// Whether the run is root's, who may have everything in it.
@@ -52,6 +65,16 @@ impl Scratch {
         Ok(dir)
     }
 
+    /// Makes a folder elsewhere, unless it is there. It is removed at the end, unless something is in it by then.
+    pub(super) fn borrow(&self, dir: &Path) -> Result<()> {
+        match fs::create_dir(dir) {
+            Ok(()) => self.borrowed.borrow_mut().push(dir.to_owned()),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot make {}", dir.display())),
+        }
+        Ok(())
+    }
+
     /// The control group that containers are put below.
     pub(super) fn cgroup(&self) -> String {
         format!("/{}", self.name)
@@ -60,7 +83,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        process::end_all();
+        tree::end_all();
         let mounts = mounts();
         for mount in mounts.iter().rev().filter(|mount| mount.at.starts_with(&self.dir)) {
             // Nobody who could use it is left; what cannot be unmounted shows when the folder cannot be removed.
@@ -68,6 +91,10 @@ impl Drop for Scratch {
         }
         for mount in mounts.iter().filter(|mount| mount.kind.starts_with("cgroup")) {
             remove_group(&mount.at.join(&self.name));
+        }
+        for dir in self.borrowed.take() {
+            // Somebody else may use it by now.
+            let _ = fs::remove_dir(dir);
         }
         if let Err(error) = fs::remove_dir_all(&self.dir) {
             note(&format!("cannot remove {}: {error}", self.dir.display()));

@@ -15,6 +15,7 @@ use super::http::Connection;
 use super::process::{self, Daemon, tail, until};
 use super::row::PROGRAM;
 use super::scratch::Scratch;
+use super::tree;
 
 /// From its start to the line that says it is ready.
 const READY: Duration = Duration::from_secs(60);
@@ -30,6 +31,8 @@ pub(super) struct Server {
     url: String,
     key: String,
     data: PathBuf,
+    /// For temporary files of every command: so they go with the rest, also when the command is killed.
+    temporary: PathBuf,
 }
 
 impl Server {
@@ -41,19 +44,22 @@ impl Server {
         let binary = std::env::current_exe().context("this program's own file")?;
         let dir = scratch.folder("tartarus")?;
         let data = dir.join("data");
+        let temporary = scratch.folder("tmp")?;
         let log_path = dir.join("log");
         let log = File::create(&log_path).with_context(|| format!("cannot write {}", log_path.display()))?;
         let mut words = Command::new(&binary);
-        words.args(["up", "--listen", "127.0.0.1:0", "--data"]).arg(&data).args(options);
+        // Without networks: what of them is the machine's is the user's own server's.
+        words.args(["up", "--listen", "127.0.0.1:0", "--net", "none", "--data"]).arg(&data).args(options);
         let mut daemon = Daemon::spawn(&words, Duration::from_secs(60), |command| {
             // The file by which the command line finds the user's own server is not ours to write.
-            command.env("XDG_STATE_HOME", dir.join("state")).stdout(Stdio::piped()).stderr(log);
+            command.env("XDG_STATE_HOME", dir.join("state")).env("TMPDIR", &temporary);
+            command.stdout(Stdio::piped()).stderr(log);
         })?;
         let url = ready(&mut daemon)
             .map_err(|why| anyhow!("the server did not start: {why:#}; its last words: {}", tail(&log_path)))?;
         let key_file = data.join("admin.key");
         let key = fs::read_to_string(&key_file).with_context(|| format!("cannot read {}", key_file.display()))?;
-        Ok(Self { daemon, binary, url, key: key.trim().to_owned(), data })
+        Ok(Self { daemon, binary, url, key: key.trim().to_owned(), data, temporary })
     }
 
     /// Gives it a kernel, by flags of `kernel add`.
@@ -62,13 +68,14 @@ impl Server {
         self.read(&["kernel", "add"].into_iter().chain(flags).collect::<Vec<_>>()).map(drop)
     }
 
-    /// Looks whether sandboxes can run at all, before anything costly is made for them.
+    /// Looks whether sandboxes can run at all, before anything costly is made for them, and gives their driver.
     ///
     /// # Errors
     /// When they cannot; the text says what is missing.
-    pub(super) fn fit(&self) -> Result<()> {
-        match unfit(&self.api().doctor(MAKING)?) {
-            None => Ok(()),
+    pub(super) fn fit(&self) -> Result<String> {
+        let report = self.api().doctor(MAKING)?;
+        match unfit(&report) {
+            None => Ok(report.driver),
             Some(why) => bail!("sandboxes cannot run here: {why}"),
         }
     }
@@ -81,7 +88,9 @@ impl Server {
 
     /// Makes [`TEMPLATE`], with a runner that has imported numpy.
     pub(super) fn make_template(&self) -> Result<()> {
-        self.template(TEMPLATE, "512M")
+        let needs = "the template could not be made; what --image names must hold python3 and numpy, and without --image \
+                     such a root file system is made";
+        self.template(TEMPLATE, "512M").context(needs)
     }
 
     /// Makes a template and waits for its golden snapshot.
@@ -94,7 +103,8 @@ impl Server {
     /// A command line against this server.
     pub(super) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
-        command.args(args).env("TARTARUS_URL", &self.url).env("TARTARUS_API_KEY", &self.key);
+        command.args(args).env("TMPDIR", &self.temporary);
+        command.env("TARTARUS_URL", &self.url).env("TARTARUS_API_KEY", &self.key);
         command
     }
 
@@ -127,8 +137,8 @@ impl Server {
             bail!("the server did not end in time");
         }
         let left = until("the end of everything that the server started", Duration::from_secs(10), || {
-            process::reap(&[]);
-            let left = process::descendants().into_iter().filter(|p| process::is_hypervisor(&p.name));
+            tree::reap(&[]);
+            let left = tree::descendants().into_iter().filter(|p| tree::is_hypervisor(&p.name));
             Ok((left.count() == 0).then_some(()))
         });
         left.context("a hypervisor outlived its server")
@@ -160,10 +170,14 @@ fn parse_ready(line: &str) -> Option<&str> {
     rest.split_whitespace().next().filter(|url| url.starts_with("http://"))
 }
 
+/// Opens packages, and the kernel is there by then.
+const FOR_KERNELS: &str = "dpkg-deb";
+
 /// Why no sandbox can run, if so. That there is no KVM is a reason only where nothing else will do.
 fn unfit(report: &DoctorReport) -> Option<String> {
     let driver = |check: &Check| check.name == "driver";
-    let fails: Vec<&Check> = report.checks.iter().filter(|check| check.status == Status::Fail).collect();
+    let counts = |check: &&Check| check.status == Status::Fail && check.name != FOR_KERNELS;
+    let fails: Vec<&Check> = report.checks.iter().filter(counts).collect();
     let no_driver = fails.iter().any(|check| driver(check));
     let kvm = report.checks.iter().filter(|check| no_driver && check.name == "kvm" && check.status != Status::Ok);
     let told = |check: &Check| match &check.advice {
@@ -205,7 +219,7 @@ mod tests {
         let mut report = DoctorReport {
             driver: "qemu-tcg".to_owned(),
             why: "TCG was asked for".to_owned(),
-            checks: vec![kvm(), fine],
+            checks: vec![kvm(), fine, check("dpkg-deb", Status::Fail, "not found", None)],
         };
         assert_eq!(unfit(&report), None);
         let none = check("driver", Status::Fail, "none: firecracker was asked for", None);

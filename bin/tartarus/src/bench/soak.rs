@@ -4,10 +4,11 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::meter::Moment;
-use super::process::{self, go_on};
+use super::process::go_on;
 use super::progress::Progress;
 use super::row::{EXPECTED, Row, Run};
 use super::server::Server;
+use super::tree;
 
 /// Runs before the first look: caches fill with the first ones.
 const WARM: usize = 5;
@@ -41,12 +42,12 @@ pub(super) fn run(server: &Server, row: &Row, count: usize, keep: &[u32], progre
             Ok(ran) => failed.push(format!("it printed {:?}", ran.output)),
             Err(error) => failed.push(format!("{error:#}")),
         }
-        process::reap(keep);
+        tree::reap(keep);
         Ok(())
     };
     let look = || {
         std::thread::sleep(SETTLE);
-        process::reap(keep);
+        tree::reap(keep);
         Moment::look(server.pid(), server.data())
     };
     (0..WARM).try_for_each(|n| one(format!("soak-warm-{n}")))?;

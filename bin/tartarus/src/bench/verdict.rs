@@ -9,6 +9,7 @@ use super::idle::Idle;
 use super::machine::Machine;
 use super::report::{self, DOCKER, Report};
 use super::soak::Soak;
+use crate::terminal::note;
 
 /// Exit code of `--check` where there is nothing to compare with.
 const CANNOT_JUDGE: u8 = 2;
@@ -36,15 +37,18 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
+    /// All that was found; `broken` is what could not be carried out.
     pub(super) fn new(
         machine: Machine,
         field: &Field,
         start: Report,
         soak: Option<Soak>,
         idle: Option<Idle>,
+        broken: Vec<String>,
         check: bool,
     ) -> Self {
         let mut faults = report::failed(&start, &field.rows);
+        faults.extend(broken);
         faults.extend(soak.iter().flat_map(|soak| soak.faults.clone()));
         faults.extend(idle.iter().flat_map(|idle| idle.faults.clone()));
         let docker = field.rows.iter().any(|row| row.name == DOCKER && row.is_measurable());
@@ -73,9 +77,17 @@ impl Outcome {
         out
     }
 
-    /// What could not be found out.
-    pub(super) fn doubts(&self) -> impl Iterator<Item = &'static str> {
-        self.cannot_judge.then_some(NO_DOCKER).into_iter()
+    /// What went wrong after the figures were shown.
+    pub(super) fn add_fault(&mut self, fault: String) {
+        note(&format!("fault: {fault}"));
+        self.figures.faults.push(fault);
+    }
+
+    /// Says what the exit code cannot, also to those who want no progress: why nothing could be judged.
+    pub(super) fn explain(&self) {
+        if self.cannot_judge {
+            note(NO_DOCKER);
+        }
     }
 
     /// 1 when something is wrong, 2 when it cannot be told.

@@ -9,6 +9,7 @@ use super::{DriverChoice, GuestKernelArgs};
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
     /// How fast a sandbox starts: from the request to the last byte of output, beside docker, podman, runc, crun and runsc
+    #[command(mut_arg("data", |data| data.help(DATA_HELP)))]
     Start(Box<BenchStartArgs>),
 }
 
@@ -18,17 +19,25 @@ benchmark starts a server of its own, and a Docker daemon of its own where Docke
 afterwards, also after Ctrl-C; nothing is installed, and your servers and sandboxes are not touched. What is not installed
 has no figures. Other programs that run meanwhile are in the figures.
 
+Two things may be downloaded, into that folder, by apt from your package sources: Debian's cloud kernel, where your data
+folder has no guest kernel and you give none; and the packages of a root file system, without --image.
+
 Rows of others need root. As an ordinary user you get those of Tartarus.
 
-The exit code is 0 when everything of Tartarus worked, 1 when something did not (with --check also for a missed bar), and 2
-when the benchmark could not be carried out (with --check also where there is no docker to compare with).";
+The exit code is 0 when everything of Tartarus worked, 1 when something did not (the bars of --soak and --idle count always,
+those of the rows with --check), 2 when the benchmark could not be carried out (with --check also where there is no docker to
+compare with), and 130 when Ctrl-C or SIGTERM ended it.";
+
+const DATA_HELP: &str = "\
+Take the newest guest kernel of this data folder, and nothing else of it [default: that of `up`, and where that has none, apt \
+downloads Debian's cloud kernel]";
 
 #[derive(Debug, Args)]
 #[command(after_help = START_HELP)]
 pub(crate) struct BenchStartArgs {
     #[command(flatten)]
     pub(crate) kernel: GuestKernelArgs,
-    /// A root file system with python3 and numpy [default: made with mmdebstrap]
+    /// A root file system with python3 and numpy [default: made with mmdebstrap, from Debian's packages]
     #[arg(long, value_name = "TAR")]
     pub(crate) image: Option<PathBuf>,
     /// The hypervisor to use; `auto` probes
@@ -52,7 +61,7 @@ pub(crate) struct BenchStartArgs {
     /// Keep so many idle clones, and show what they cost and what a restore beside them takes
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) idle: Option<u16>,
-    /// Exit with 1 when a bar is missed, and with 2 when there is no docker to compare with
+    /// Exit with 1 when a bar of the rows is missed, and with 2 when there is no docker to compare with
     #[arg(long)]
     pub(crate) check: bool,
     /// Print the figures as JSON
@@ -61,7 +70,8 @@ pub(crate) struct BenchStartArgs {
     /// Write the figures to a file as JSON, too
     #[arg(long, value_name = "FILE")]
     pub(crate) json_file: Option<PathBuf>,
-    /// Where the folder of the run is made [default: that for temporary files]; a disk in memory would flatter everybody
+    /// Where the folder of the run is made [default: /var/tmp, or where that is missing the folder for temporary files]; a disk
+    /// in memory would flatter everybody
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
     /// A program that restores a golden snapshot with nothing of Tartarus around it
