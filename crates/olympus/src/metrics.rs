@@ -50,19 +50,22 @@ impl Collector for Now {
             let found = self.live.iter().find(|(of, _)| *of == state);
             (state.as_str(), found.map_or(0, |(_, count)| *count))
         });
-        gauges(&mut to, "sandboxes", "Sandboxes that have not ended, by state", "state", live)?;
+        let named = ("sandboxes", "Sandboxes that have not ended, by state");
+        family(&mut to, named, "state", ConstGauge::new, live)?;
         let ended = self.ended.iter().map(|(state, count)| (state.as_str(), *count));
         let help = "Sandboxes that ended, by state; not those whose end was asked for while they were queued";
-        counters(&mut to, "sandboxes_ended", help, "state", ended)?;
-        gauges(&mut to, "build_info", "The version that runs", "version", [(env!("CARGO_PKG_VERSION"), 1)])?;
+        family(&mut to, ("sandboxes_ended", help), "state", ConstCounter::new, ended)?;
+        let version = [(env!("CARGO_PKG_VERSION"), 1)];
+        family(&mut to, ("build_info", "The version that runs"), "version", ConstGauge::new, version)?;
 
         let Some(net) = &self.net else { return Ok(()) };
         one(&mut to, "networks", "Sandboxes that have a network", &ConstGauge::new(net.networks))?;
         let packets = net.counters.iter().map(|one| (one.name.as_str(), one.packets));
         let help = "Packets from and to sandboxes, by what became of them";
-        counters(&mut to, "net_packets", help, "reason", packets)?;
+        family(&mut to, ("net_packets", help), "reason", ConstCounter::new, packets)?;
         let bytes = net.counters.iter().map(|one| (one.name.as_str(), one.bytes));
-        counters(&mut to, "net_bytes", "Bytes from and to sandboxes, by what became of them", "reason", bytes)?;
+        let help = "Bytes from and to sandboxes, by what became of them";
+        family(&mut to, ("net_bytes", help), "reason", ConstCounter::new, bytes)?;
         let help = "Questions for names that a sandbox may not look up";
         one(&mut to, "net_refused_names", help, &ConstCounter::new(net.refused_names))?;
         let help = "Times that somebody else changed a sandbox's rules or links, and they were put back";
@@ -74,34 +77,15 @@ fn one(to: &mut DescriptorEncoder<'_>, name: &str, help: &str, metric: &impl Enc
     metric.encode(to.encode_descriptor(name, help, None, metric.metric_type())?)
 }
 
-fn gauges<'a>(
-    to: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    label: &str,
-    values: impl IntoIterator<Item = (&'a str, u64)>,
-) -> Result<(), Error> {
-    family(to, name, help, label, values.into_iter().map(|(of, value)| (of, ConstGauge::new(value))))
-}
-
-fn counters<'a>(
-    to: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    label: &str,
-    values: impl IntoIterator<Item = (&'a str, u64)>,
-) -> Result<(), Error> {
-    family(to, name, help, label, values.into_iter().map(|(of, value)| (of, ConstCounter::new(value))))
-}
-
+/// One metric for each value of a label; nothing where there is none.
 fn family<'a, M: EncodeMetric>(
     to: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
+    (name, help): (&str, &str),
     label: &str,
-    metrics: impl Iterator<Item = (&'a str, M)>,
+    metric: impl Fn(u64) -> M,
+    values: impl IntoIterator<Item = (&'a str, u64)>,
 ) -> Result<(), Error> {
-    let mut metrics = metrics.peekable();
+    let mut metrics = values.into_iter().map(|(of, value)| (of, metric(value))).peekable();
     let Some((_, first)) = metrics.peek() else { return Ok(()) };
     let mut family = to.encode_descriptor(name, help, None, first.metric_type())?;
     metrics.try_for_each(|(of, metric)| metric.encode(family.encode_family(&[(label, of)])?))

@@ -13,7 +13,7 @@ use super::server::Server;
 use super::stats::median;
 use super::tree;
 
-/// Memory of each clone, the least that most templates need.
+/// Memory of each clone.
 const MEMORY: &str = "128M";
 const MEMORY_BYTES: u64 = 128 << 20;
 const NAME: &str = "idle";

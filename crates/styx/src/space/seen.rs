@@ -16,13 +16,11 @@ pub(super) fn read(
     now: Timestamp,
 ) -> (Vec<NetCounter>, Vec<Blocked>) {
     let all: Value = serde_json::from_str(json).unwrap_or_default();
-    let mut counters: BTreeMap<String, (u64, u64)> = BTreeMap::new();
-    let mut blocked = Vec::new();
+    let (mut counters, mut blocked) = (Vec::new(), Vec::new());
     for entry in all["nftables"].as_array().into_iter().flatten() {
         if let Some(name) = entry["counter"]["name"].as_str() {
             let (packets, bytes) = count(&entry["counter"]);
-            let sum = counters.entry(name.to_owned()).or_default();
-            *sum = (sum.0 + packets, sum.1 + bytes);
+            counters.push(NetCounter { name: name.to_owned(), packets, bytes });
         }
         if matches!(entry["set"]["name"].as_str(), Some("blocked" | "blocked_other")) {
             let lifetime = entry["set"]["timeout"].as_i64().unwrap_or(0);
@@ -31,8 +29,17 @@ pub(super) fn read(
         }
     }
     blocked.sort_by_key(|refused: &Blocked| std::cmp::Reverse((refused.last_at, refused.to)));
-    let counters = counters.into_iter().map(|(name, (packets, bytes))| NetCounter { name, packets, bytes }).collect();
-    (counters, blocked)
+    (merged(counters), blocked)
+}
+
+/// Each name once and in order: tables of two families have counters of one name.
+pub(super) fn merged(counters: Vec<NetCounter>) -> Vec<NetCounter> {
+    let mut sums: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    for NetCounter { name, packets, bytes } in counters {
+        let sum = sums.entry(name).or_default();
+        *sum = (sum.0.saturating_add(packets), sum.1.saturating_add(bytes));
+    }
+    sums.into_iter().map(|(name, (packets, bytes))| NetCounter { name, packets, bytes }).collect()
 }
 
 /// Addresses that are pinned, with the seconds they have.

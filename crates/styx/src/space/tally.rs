@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tartarus_types::net::NetCounter;
 
 use super::Space;
+use super::seen::merged;
 use crate::StyxError;
 use crate::enter::within;
 use crate::netlink::{HEADER, Message, attribute, messages, socket};
@@ -34,8 +35,7 @@ const PACKETS: u16 = 2;
 const COUNTER: u32 = 1;
 
 impl Space {
-    /// What became of packets since the contract was last changed, by the names of [`Self::counters`]; of one name there may
-    /// be several.
+    /// What became of packets since the contract was last changed, as [`Self::counters`] has it.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
@@ -58,7 +58,9 @@ fn here() -> io::Result<Vec<NetCounter>> {
                 return Err(io::ErrorKind::Interrupted.into());
             }
             match i32::from(kind) {
-                libc::NLMSG_DONE if body.first_chunk().is_none_or(|number| *number == [0; 4]) => return Ok(counters),
+                libc::NLMSG_DONE if body.first_chunk().is_none_or(|number| *number == [0; 4]) => {
+                    return Ok(merged(counters));
+                }
                 libc::NLMSG_DONE | libc::NLMSG_ERROR => return Err(refusal(body)),
                 kind if kind == i32::from(OBJECT) => counters.extend(counter(body)),
                 _ => {}
