@@ -107,7 +107,7 @@ struct Path<'a> {
 impl<'a> Path<'a> {
     async fn new(world: &'a World, asked: &Asked) -> Self {
         let styx = Styx::new(Options { pool: 0, without: asked.without, ..Options::default() });
-        let mut space = styx.take().await.unwrap();
+        let mut space = styx.take(&contract()).await.unwrap();
         let inside = Ns(space.namespace.clone());
         if !asked.tap {
             space.tap = None;

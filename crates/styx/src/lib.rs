@@ -37,6 +37,8 @@ pub const PREFIX: u8 = 30;
 pub const GUEST_MAC: [u8; 6] = [0x02, 0x54, 0x54, 0x00, 0x00, 0x01];
 /// The address of the TAP, the gateway's card.
 pub const GATEWAY_MAC: [u8; 6] = [0x02, 0x54, 0x54, 0x00, 0x00, 0xfe];
+/// The generation of a sandbox's first contract; namespaces that wait are made ready for it.
+pub const FIRST_GENERATION: u32 = 1;
 /// The port of the resolver at the gateway.
 pub(crate) const DNS_PORT: u16 = 53;
 /// Addresses that a namespace pins at most.

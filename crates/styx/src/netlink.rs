@@ -1,12 +1,27 @@
 //! Netlink below what the libraries know: a socket, and the messages of a datagram.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 use rtnetlink::packet_core::NlasIterator;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Length, kind, flags, number and sender.
 pub(crate) const HEADER: usize = 16;
+
+/// `NLM_F_REQUEST`.
+pub(crate) const REQUEST: u16 = 0x1;
+/// `NLM_F_ACK`: without it the kernel says nothing at the end of what is no list.
+pub(crate) const ACK: u16 = 0x4;
+/// `NLM_F_DUMP`.
+pub(crate) const DUMP: u16 = 0x300;
+/// `NLM_F_DUMP_INTR`.
+const TORN: u16 = 0x10;
+/// The kernel answers at once, or something is wrong.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// As much as the kernel gives at once (`NLMSG_GOODSIZE`), and more.
+const BUFFER: usize = 64 << 10;
 
 /// A datagram that is none of netlink's.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,6 +45,59 @@ pub(crate) fn socket(protocol: libc::c_int, groups: u32) -> io::Result<OwnedFd> 
     // SAFETY: the address lives until the call returns, and its length is its own.
     let bound = unsafe { libc::bind(fd, (&raw const address).cast(), length) };
     if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
+}
+
+/// Asks nftables in the calling thread's namespace for what `kind` asks for, without further attributes, and hands over the kind
+/// and the body of each answer, to the last one.
+///
+/// # Errors
+/// When the kernel refuses or says nothing, and when rules changed while they were listed.
+pub(crate) fn ask(kind: u16, flags: u16, mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
+    let socket = socket(libc::NETLINK_NETFILTER, 0)?;
+    // The four bytes of nftables' own: any family, any table.
+    let mut request = [0; HEADER + 4];
+    let length = request.len() as u32;
+    request[..4].copy_from_slice(&length.to_ne_bytes());
+    request[4..6].copy_from_slice(&kind.to_ne_bytes());
+    request[6..8].copy_from_slice(&flags.to_ne_bytes());
+    rustix::io::write(&socket, &request)?;
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let length = receive(&socket, &mut buffer)?;
+        for message in messages(&buffer[..length]) {
+            let Ok(Message { kind, flags, body }) = message else { return Err(io::ErrorKind::InvalidData.into()) };
+            if flags & TORN != 0 {
+                // Some may be there twice, others not at all.
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            match i32::from(kind) {
+                // Both begin with a number, which is zero where all is well.
+                libc::NLMSG_DONE | libc::NLMSG_ERROR => return refusal(body).map_or(Ok(()), Err),
+                _ => each(kind, body),
+            }
+        }
+    }
+}
+
+fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> {
+    let patience = Timespec::try_from(PATIENCE).map_err(io::Error::other)?;
+    let heard = rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&patience)))?;
+    if heard == 0 {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    // SAFETY: the buffer lives until the call returns, which is told its length. One that is too small is told.
+    let length = unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_TRUNC) };
+    match usize::try_from(length) {
+        Ok(length) if length <= buffer.len() => Ok(length),
+        Ok(_) => Err(io::ErrorKind::InvalidData.into()),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+/// What the kernel says at the end: a negative number, or nothing is wrong.
+fn refusal(body: &[u8]) -> Option<io::Error> {
+    let number = body.first_chunk().map_or(-libc::EIO, |number| i32::from_ne_bytes(*number));
+    (number != 0).then(|| io::Error::from_raw_os_error(number.saturating_neg()))
 }
 
 /// One message: kind, flags, and what follows the header.
@@ -102,6 +170,13 @@ pub(crate) mod tests {
             [Some(&b"abc"[..]), Some(b"defgh"), Some(b""), None]
         );
         assert_eq!(attribute(&all[..6], 1), None, "cut short");
+    }
+
+    #[test]
+    fn a_refusal_is_a_number() {
+        let kind = |number: i32| refusal(&number.to_ne_bytes()).map(|error| error.kind());
+        assert_eq!((kind(0), kind(-libc::EPERM)), (None, Some(io::ErrorKind::PermissionDenied)));
+        assert_eq!(refusal(&[0, 0]).unwrap().raw_os_error(), Some(libc::EIO), "cut short");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The nft program: runs it in a namespace, with its text on standard input, a bound on what it says and on how long it takes.
 
+mod edition;
 mod normal;
 
 use std::fs::File;
@@ -13,6 +14,7 @@ use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::StyxError;
+pub(crate) use edition::edition;
 pub(crate) use normal::{LIVE, difference};
 
 /// How long one call may take; it takes milliseconds.
@@ -58,8 +60,17 @@ impl Applier {
 /// where it cannot be read back.
 pub(crate) fn apply_here(batch: &str, expected: &str) -> Result<(), StyxError> {
     run("apply rules", &["-f", "-"], batch)?;
-    let listed = run("list rules", &["-s", "-p", "list", "ruleset"], "")?;
-    difference(expected, &listed).map_or(Ok(()), |line| Err(StyxError::Differs(line)))
+    verify_here(expected)
+}
+
+/// Compares the rules in the namespace of the calling thread with `expected`.
+pub(crate) fn verify_here(expected: &str) -> Result<(), StyxError> {
+    difference(expected, &list_here()?).map_or(Ok(()), |line| Err(StyxError::Differs(line)))
+}
+
+/// The rules in the namespace of the calling thread, without what changes by itself.
+pub(crate) fn list_here() -> Result<String, StyxError> {
+    run("list rules", &["-s", "-p", "list", "ruleset"], "")
 }
 
 /// What `nft` prints with these arguments, in the namespace of the calling thread.

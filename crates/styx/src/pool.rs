@@ -1,11 +1,15 @@
 //! The node's network: asked for namespaces, it keeps some ready.
 
+mod shelf;
+
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use shelf::{Shelf, Step};
+use tartarus_types::Contract;
 use tokio::sync::{Mutex, Notify, OnceCell};
 use tokio::task::JoinHandle;
 
@@ -22,7 +26,7 @@ const CALM: Duration = Duration::from_millis(500);
 pub struct Options {
     /// Where sandboxes have their outer addresses, two each; a prefix of 8 to 28 bits.
     pub range: Ipv4Net,
-    /// Namespaces that wait, once one was taken.
+    /// Namespaces that wait, once one was taken; up to half of them under contracts that are asked for again and again.
     pub pool: usize,
     /// The one protective rule that is left out; only the attack suite leaves one out, to see that it is missed.
     pub without: Option<Guard>,
@@ -45,20 +49,15 @@ struct Inner {
     options: Options,
     next: Arc<AtomicU32>,
     host: OnceCell<(Place, Host)>,
-    waiting: Mutex<Vec<Space>>,
+    shelf: Mutex<Shelf<Space>>,
     wanted: Notify,
 }
 
 impl Styx {
     /// Touches nothing.
     pub fn new(options: Options) -> Self {
-        let inner = Inner {
-            options,
-            next: Arc::default(),
-            host: OnceCell::new(),
-            waiting: Mutex::default(),
-            wanted: Notify::new(),
-        };
+        let shelf = Mutex::new(Shelf::new(options.pool));
+        let inner = Inner { options, next: Arc::default(), host: OnceCell::new(), shelf, wanted: Notify::new() };
         Self { inner: Arc::new(inner), tasks: Mutex::default() }
     }
 
@@ -68,13 +67,15 @@ impl Styx {
         host.ready().await
     }
 
-    /// A namespace in which nothing passes yet. The pool is filled again in the background, one at a time.
-    pub async fn take(&self) -> Result<Space, StyxError> {
+    /// A namespace for a guest under `contract`, which [`Space::apply`] is to put in force: before, nothing passes, or no more than
+    /// under it. The pool is filled again in the background, one at a time.
+    pub async fn take(&self, contract: &Contract) -> Result<Space, StyxError> {
         let (place, host) = self.host().await?;
         host.ready().await?;
         self.refill().await;
+        self.inner.shelf.lock().await.asked(contract);
         loop {
-            let waiting = self.inner.waiting.lock().await.pop();
+            let waiting = self.inner.shelf.lock().await.take(contract);
             self.inner.wanted.notify_one();
             match waiting {
                 None => return Space::make(place.clone(), self.inner.next.clone()).await,
@@ -105,7 +106,7 @@ impl Styx {
 
     /// Namespaces that wait.
     pub async fn waiting(&self) -> usize {
-        self.inner.waiting.lock().await.len()
+        self.inner.shelf.lock().await.len()
     }
 
     /// Removes what waits, and the node's table where no sandbox is left.
@@ -119,7 +120,7 @@ impl Styx {
             // Aborted, which is what was asked for.
             drop(task.await);
         }
-        for space in self.inner.waiting.lock().await.drain(..) {
+        for space in self.inner.shelf.lock().await.drain() {
             space.remove().await?;
         }
         match self.inner.host.get() {
@@ -173,28 +174,41 @@ impl Inner {
 
     /// Fills the pool whenever one was taken, one at a time; after a failure with the next one that is taken.
     async fn fill(&self) {
-        let Some((place, host)) = self.host.get() else { return };
         loop {
             self.wanted.notified().await;
             self.calm().await;
-            while self.waiting.lock().await.len() < self.options.pool {
-                match Space::make(place.clone(), self.next.clone()).await {
-                    Ok(space) => self.waiting.lock().await.push(space),
-                    Err(error) => {
-                        tracing::warn!(%error, "no namespace could be prepared");
-                        host.doubt().await;
-                        break;
-                    }
-                }
+            let Err(error) = self.settle().await else { continue };
+            tracing::warn!(%error, "no namespace could be prepared");
+            if let Some((_, host)) = self.host.get() {
+                host.doubt().await;
             }
         }
     }
-}
 
-impl Inner {
+    async fn settle(&self) -> Result<(), StyxError> {
+        let Some((place, _)) = self.host.get() else { return Ok(()) };
+        loop {
+            // In a statement of its own: nobody waits for what is done then.
+            let step = self.shelf.lock().await.step();
+            let (under, space) = match step {
+                Step::Make => (None, Space::make(place.clone(), self.next.clone()).await?),
+                Step::Ready(space, contract) => {
+                    space.prepare(&contract).await?;
+                    (Some(contract), space)
+                }
+                Step::Drop(space) => {
+                    space.remove().await?;
+                    continue;
+                }
+                Step::Rest => return Ok(()),
+            };
+            self.shelf.lock().await.put(under, space);
+        }
+    }
+
     /// Waits until whoever took one has had the processor for its start, unless few are left for those who come next.
     async fn calm(&self) {
-        while 2 * self.waiting.lock().await.len() >= self.options.pool {
+        while 2 * self.shelf.lock().await.len() >= self.options.pool {
             if tokio::time::timeout(CALM, self.wanted.notified()).await.is_err() {
                 return;
             }

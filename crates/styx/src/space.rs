@@ -20,7 +20,7 @@ use crate::enter::{Namespace, enter, on_thread, within};
 use crate::events::Events;
 use crate::links::Links;
 use crate::rules::{self, Guard, Site};
-use crate::{DNS_PORT, GATEWAY, PINS, StyxError, nft};
+use crate::{DNS_PORT, FIRST_GENERATION, GATEWAY, PINS, StyxError, nft};
 
 pub(crate) use make::{capacity, pair};
 
@@ -64,11 +64,13 @@ struct State {
     pins: HashMap<Ipv4Addr, Instant>,
     /// For the first contract, which is in a hurry.
     applier: Option<nft::Applier>,
+    /// The kernel's number of the rules that were read back ahead of a guest, until there is one.
+    edition: Option<u32>,
 }
 
 impl State {
     fn dormant(used: bool) -> Self {
-        Self { ruleset: rules::dormant(), used, contract: None, pins: HashMap::new(), applier: None }
+        Self { ruleset: rules::dormant(), used, contract: None, pins: HashMap::new(), applier: None, edition: None }
     }
 
     /// Whether anything but the dormant rules is in force, so that there is something to keep.
@@ -86,13 +88,30 @@ impl State {
         if !keeps_pins {
             self.pins.clear();
         }
-        let before = match (self.awake(), self.used) {
-            (true, _) => Before::Rules(self.ruleset.clone()),
-            (false, true) => Before::Guest,
-            (false, false) => Before::Nothing(self.applier.take()),
-        };
-        put_here(&ruleset, &rules::pins(&self.held(), false), before, keeps_pins)?;
+        if !self.holds(&ruleset) {
+            let before = match (self.awake(), self.used) {
+                (true, true) => Before::Rules(self.ruleset.clone()),
+                (false, false) => Before::Nothing(self.applier.take()),
+                _ => Before::Whatever,
+            };
+            put_here(&ruleset, &rules::pins(&self.held(), false), before, keeps_pins)?;
+        }
         (self.ruleset, self.used, self.contract) = (ruleset, true, Some(contract.clone()));
+        Ok(())
+    }
+
+    /// Whether this ruleset was put and read back ahead of the guest, and no rule of the namespace was touched since.
+    fn holds(&mut self, ruleset: &str) -> bool {
+        let edition = self.edition.take();
+        edition.is_some() && self.ruleset == ruleset && nft::edition().ok() == edition
+    }
+
+    /// Reads back what was put, in the namespace of the calling thread, and has no guest yet.
+    fn rest(&mut self) -> Result<(), StyxError> {
+        // In this order: a change between the two is seen by the second, and any later one by the number.
+        let edition = nft::edition()?;
+        nft::verify_here(&self.ruleset)?;
+        (self.edition, self.used) = (Some(edition), false);
         Ok(())
     }
 
@@ -109,6 +128,21 @@ impl Space {
     /// that the new one does not allow are cut, others go on. Pins stay, unless a domain is not listed any more: then all go.
     /// With an error nothing passes any more.
     pub async fn apply(&self, contract: &Contract, generation: u32) -> Result<(), StyxError> {
+        self.put(contract, generation, |_| Ok(())).await
+    }
+
+    /// Does beforehand, while there is no guest, what [`Self::apply`] of the same contract as the first one would do: that sees then
+    /// that nothing was changed since, which takes no program. Another contract replaces this one.
+    pub(crate) async fn prepare(&self, contract: &Contract) -> Result<(), StyxError> {
+        self.put(contract, FIRST_GENERATION, State::rest).await
+    }
+
+    async fn put(
+        &self,
+        contract: &Contract,
+        generation: u32,
+        then: fn(&mut State) -> Result<(), StyxError>,
+    ) -> Result<(), StyxError> {
         let (place, namespace, outer) = (self.place.clone(), self.namespace.clone(), self.outer);
         let (contract, mut state) = (contract.clone(), self.state.clone().lock_owned().await);
         on_thread(move || {
@@ -117,7 +151,8 @@ impl Space {
                 let host_addresses = Links::here()?.addresses()?.iter().map(|(_, net)| net.addr()).collect();
                 enter(&namespace)?;
                 let site = Site { outer, host_addresses, without: place.without };
-                state.put(&contract, rules::ruleset(&contract, generation, &site))
+                state.put(&contract, rules::ruleset(&contract, generation, &site))?;
+                then(&mut state)
             };
             let done = put();
             if done.is_err() {
@@ -203,8 +238,8 @@ impl Space {
 enum Before {
     /// The dormant rules, and no guest runs; with what may wait for this.
     Nothing(Option<nft::Applier>),
-    /// Whatever there is, while a guest runs.
-    Guest,
+    /// Whatever there is, of which nothing is kept.
+    Whatever,
     /// These rules, of which there is something to keep.
     Rules(String),
 }
@@ -227,7 +262,7 @@ fn put_here(ruleset: &str, pins: &str, before: Before, keep_pins: bool) -> Resul
             // Somebody else changed what the update was made for: all of it is replaced.
             Err(error) => tracing::warn!(%error, "rules could not be changed in place and are replaced"),
         },
-        Before::Guest => {}
+        Before::Whatever => {}
     }
     let sets = rules::prepare("", ruleset).unwrap_or_default();
     nft::run("apply rules", &["-f", "-"], &rules::replace(&rules::dormant(), &sets))?;

@@ -147,41 +147,14 @@ fn the_path_is_tried_and_what_blocks_it_is_named() {
         let found = styx.findings().await;
         let command = found[0].command.clone().unwrap();
         assert!(command.starts_with("nft insert rule"), "{command}");
-        assert!(styx.take().await.is_err());
+        assert!(styx.take(&open()).await.is_err());
         world.node.sh(&command);
         assert_eq!(styx.findings().await, []);
-        styx.take().await.unwrap();
+        styx.take(&open()).await.unwrap();
         world
             .node
             .sh("ip link add foreign type veth peer name foreign1 && ip addr add 198.18.3.4/24 dev foreign && ip link set foreign up");
         assert!(styx.findings().await[0].problem.contains("198.18.3.4"));
-    });
-}
-
-#[test]
-fn a_pool_is_filled_and_what_waits_is_closed() {
-    in_world(async |world| {
-        let styx = Styx::new(Options { pool: 2, ..Options::default() });
-        assert_eq!(world.node.sh("nft list ruleset"), "", "nothing is touched before");
-        let first = styx.take().await.unwrap();
-        assert!(soon(async || styx.waiting().await == 2).await);
-        let second = styx.take().await.unwrap();
-        let guest = support::Guest::join(&second);
-        assert!(!guest.tcp(PUBLIC, 80), "nothing passes before there is a contract");
-        second.apply(&open(), 1).await.unwrap();
-        // It asks once a second where the gateway is, and was not heard before.
-        assert!(soon(async || guest.tcp(PUBLIC, 80)).await);
-        let adopted = styx.adopt(second.namespace.try_clone().unwrap()).await.unwrap();
-        assert_eq!((adopted.index, adopted.outer), (second.index, second.outer));
-        adopted.check().await.unwrap();
-        adopted.apply(&open(), 1).await.unwrap();
-        assert!(guest.tcp(PUBLIC, 80));
-        drop((first, second, adopted, guest));
-        styx.close().await.unwrap();
-        let gone = async || !world.node.sh("ip -o link").contains(": tt");
-        assert!(soon(gone).await);
-        styx.close().await.unwrap();
-        assert_eq!(world.node.sh("nft list ruleset"), "");
     });
 }
 
@@ -194,7 +167,7 @@ fn two_hundred_at_once_and_what_each_costs() {
         let (mut make, mut apply, mut remove) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..20 {
             let at = Instant::now();
-            let space = styx.take().await.unwrap();
+            let space = styx.take(&open()).await.unwrap();
             make.push(at.elapsed());
             let at = Instant::now();
             space.apply(&contract, 1).await.unwrap();
@@ -211,11 +184,11 @@ fn two_hundred_at_once_and_what_each_costs() {
         );
         let pooled = Styx::new(Options { pool: 1, ..Options::default() });
         let mut taken = Vec::new();
-        let mut kept = vec![pooled.take().await.unwrap()];
+        let mut kept = vec![pooled.take(&open()).await.unwrap()];
         for _ in 0..20 {
             assert!(soon(async || pooled.waiting().await == 1).await);
             let at = Instant::now();
-            kept.push(pooled.take().await.unwrap());
+            kept.push(pooled.take(&open()).await.unwrap());
             taken.push(at.elapsed());
         }
         eprintln!("median: from the pool {:?}", median(taken));
@@ -225,7 +198,7 @@ fn two_hundred_at_once_and_what_each_costs() {
         let at = Instant::now();
         let mut all: Vec<Space> = Vec::new();
         for _ in 0..200 {
-            let space = styx.take().await.unwrap();
+            let space = styx.take(&open()).await.unwrap();
             space.apply(&contract, 1).await.unwrap();
             all.push(space);
         }
@@ -250,7 +223,7 @@ async fn holder() {
     if std::env::var_os("STYX_HOLD").is_some() {
         println!("begins");
         let styx = Styx::new(Options { pool: 1, ..Options::default() });
-        let space = styx.take().await.unwrap();
+        let space = styx.take(&open()).await.unwrap();
         space.apply(&open(), 1).await.unwrap();
         space.apply(&allow(&["192.0.2.0/24"], &["80"]), 2).await.unwrap();
         while styx.waiting().await == 0 {

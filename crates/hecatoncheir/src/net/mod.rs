@@ -69,7 +69,7 @@ impl Networks {
         }
         // One that was accepted before may still get its network.
         self.untouched.store(false, Ordering::Relaxed);
-        let mut space = self.styx.take().await.map_err(|e| {
+        let mut space = self.styx.take(contract).await.map_err(|e| {
             let why = format!("it has no network: {e}");
             match e {
                 // Until somebody does something about it.
@@ -169,7 +169,7 @@ pub(crate) struct Kept {
 impl Kept {
     /// As the sandbox was accepted.
     pub(crate) fn first(contract: &Contract) -> Self {
-        Self { contract: contract.clone(), generation: 1 }
+        Self { contract: contract.clone(), generation: styx::FIRST_GENERATION }
     }
 }
 

@@ -40,9 +40,7 @@ impl Space {
             if let Some(setting) = changed_setting() {
                 return Err(StyxError::Changed(setting));
             }
-            let Some(ruleset) = ruleset else { return Ok(()) };
-            let listed = nft::run("list rules", &["-s", "-p", "list", "ruleset"], "")?;
-            nft::difference(&ruleset, &listed).map_or(Ok(()), |line| Err(StyxError::Differs(line)))
+            ruleset.map_or(Ok(()), |ruleset| nft::verify_here(&ruleset))
         })
         .await
     }
@@ -63,7 +61,7 @@ impl Space {
             let mend = || {
                 enter(&namespace)?;
                 // Rules first: nothing may pass by links that are put back.
-                put_here(&state.ruleset, &rules::pins(&state.held(), false), Before::Guest, false)?;
+                put_here(&state.ruleset, &rules::pins(&state.held(), false), Before::Whatever, false)?;
                 settings()?;
                 enter(&node)?;
                 Links::here()?.set_up(&near_name(index), Some((near, 31)))?;

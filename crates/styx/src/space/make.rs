@@ -147,14 +147,14 @@ impl Space {
             let addresses = Links::here()?.addresses()?;
             let found = addresses.iter().find_map(|(_, net)| Some((index_of(range, net.addr())?, net.addr())));
             let (index, outer) = found.ok_or_else(|| StyxError::Lost("it has no address of the range".to_owned()))?;
-            let ruleset = nft::run("list rules", &["-s", "-p", "list", "ruleset"], "")?;
+            let ruleset = nft::list_here()?;
             let pins = seen::pins(&nft::run("list rules", &["-j", "list", "ruleset"], "")?);
             Ok((sockets, index, outer, ruleset, pins))
         })
         .await?;
         let now = Instant::now();
         let pins: HashMap<_, _> = pins.into_iter().map(|(at, left)| (at, now + Duration::from_secs(left))).collect();
-        let state = Arc::new(Mutex::new(State { ruleset, used: true, contract: None, pins, applier: None }));
+        let state = Arc::new(Mutex::new(State { ruleset, pins, ..State::dormant(true) }));
         Ok(Self { namespace, tap: None, index, outer, place, events: Events::new(sockets)?, state })
     }
 }

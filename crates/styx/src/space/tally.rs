@@ -2,29 +2,18 @@
 //! milliseconds and a processor. For whoever adds up all sandboxes of a node.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tartarus_types::net::NetCounter;
 
 use super::Space;
 use super::seen::merged;
 use crate::StyxError;
 use crate::enter::within;
-use crate::netlink::{HEADER, Message, attribute, messages, socket};
+use crate::netlink::{DUMP, REQUEST, ask, attribute};
 
-/// The kernel answers at once, or something is wrong.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// As much as the kernel gives at once (`NLMSG_GOODSIZE`), and more.
-const BUFFER: usize = 64 << 10;
 /// `NFT_MSG_NEWOBJ` and `NFT_MSG_GETOBJ` of the subsystem of nftables.
 const OBJECT: u16 = 10 << 8 | 18;
 const GET_OBJECTS: u16 = 10 << 8 | 19;
-/// `NLM_F_REQUEST | NLM_F_DUMP`.
-const DUMP: u16 = 0x301;
-/// `NLM_F_DUMP_INTR`.
-const TORN: u16 = 0x10;
 /// `NFTA_OBJ_NAME`, `NFTA_OBJ_TYPE` and `NFTA_OBJ_DATA`, and what a counter has (`linux/netfilter/nf_tables.h`).
 const NAME: u16 = 2;
 const TYPE: u16 = 3;
@@ -46,58 +35,9 @@ impl Space {
 
 /// Those of the calling thread's namespace.
 fn here() -> io::Result<Vec<NetCounter>> {
-    let socket = socket(libc::NETLINK_NETFILTER, 0)?;
-    rustix::io::write(&socket, &request())?;
-    let (mut counters, mut buffer) = (Vec::new(), vec![0; BUFFER]);
-    loop {
-        let length = receive(&socket, &mut buffer)?;
-        for message in messages(&buffer[..length]) {
-            let Ok(Message { kind, flags, body }) = message else { return Err(io::ErrorKind::InvalidData.into()) };
-            if flags & TORN != 0 {
-                // Rules changed meanwhile: some counters may be there twice, others not at all.
-                return Err(io::ErrorKind::Interrupted.into());
-            }
-            match i32::from(kind) {
-                libc::NLMSG_DONE if body.first_chunk().is_none_or(|number| *number == [0; 4]) => {
-                    return Ok(merged(counters));
-                }
-                libc::NLMSG_DONE | libc::NLMSG_ERROR => return Err(refusal(body)),
-                kind if kind == i32::from(OBJECT) => counters.extend(counter(body)),
-                _ => {}
-            }
-        }
-    }
-}
-
-/// For all objects of all tables.
-fn request() -> Vec<u8> {
-    let mut request = vec![0; HEADER + 4];
-    let length = request.len() as u32;
-    request[..4].copy_from_slice(&length.to_ne_bytes());
-    request[4..6].copy_from_slice(&GET_OBJECTS.to_ne_bytes());
-    request[6..8].copy_from_slice(&DUMP.to_ne_bytes());
-    request
-}
-
-fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> {
-    let patience = Timespec::try_from(PATIENCE).map_err(io::Error::other)?;
-    let heard = rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&patience)))?;
-    if heard == 0 {
-        return Err(io::ErrorKind::TimedOut.into());
-    }
-    // SAFETY: the buffer lives until the call returns, which is told its length. One that is too small is told.
-    let length = unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_TRUNC) };
-    match usize::try_from(length) {
-        Ok(length) if length <= buffer.len() => Ok(length),
-        Ok(_) => Err(io::ErrorKind::InvalidData.into()),
-        Err(_) => Err(io::Error::last_os_error()),
-    }
-}
-
-/// What the kernel says instead of an answer: a negative number.
-fn refusal(body: &[u8]) -> io::Error {
-    let number = body.first_chunk().map_or(libc::EIO, |number| i32::from_ne_bytes(*number).saturating_neg());
-    io::Error::from_raw_os_error(number)
+    let mut counters = Vec::new();
+    ask(GET_OBJECTS, REQUEST | DUMP, |kind, body| counters.extend(counter(body).filter(|_| kind == OBJECT)))?;
+    Ok(merged(counters))
 }
 
 /// A counter, after four bytes of family and version; nothing for another object.
@@ -114,6 +54,7 @@ fn counter(object: &[u8]) -> Option<NetCounter> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::HEADER;
     use crate::netlink::tests::{message, nested};
 
     #[test]
@@ -132,6 +73,5 @@ mod tests {
         for length in HEADER..whole.len() {
             assert_eq!(read(&whole[..length]), None, "{length}");
         }
-        assert_eq!(refusal(&(-libc::EPERM).to_ne_bytes()).kind(), io::ErrorKind::PermissionDenied);
     }
 }

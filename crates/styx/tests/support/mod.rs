@@ -105,7 +105,7 @@ pub fn open() -> Contract {
 /// A sandbox with a guest, under a contract.
 pub async fn sandbox(options: Options, contract: &Contract) -> (Styx, Space, Guest) {
     let styx = Styx::new(options);
-    let space = styx.take().await.unwrap();
+    let space = styx.take(contract).await.unwrap();
     space.apply(contract, 1).await.unwrap();
     let guest = Guest::join(&space);
     (styx, space, guest)

@@ -1,0 +1,162 @@
+//! Namespaces that wait, and what they wait for.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests may")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use styx::{FIRST_GENERATION, Options, Space, Styx};
+use support::{Guest, Ns, OTHER, PUBLIC, World, allow, in_world, open, soon};
+use tartarus_types::Contract;
+
+#[test]
+fn a_pool_is_filled_and_what_waits_is_closed() {
+    in_world(async |world| {
+        let styx = Styx::new(Options { pool: 2, ..Options::default() });
+        assert_eq!(world.node.sh("nft list ruleset"), "", "nothing is touched before");
+        let first = styx.take(&open()).await.unwrap();
+        assert!(soon(async || styx.waiting().await == 2).await);
+        let second = styx.take(&open()).await.unwrap();
+        let guest = support::Guest::join(&second);
+        assert!(!guest.tcp(PUBLIC, 80), "nothing passes before there is a contract");
+        second.apply(&open(), 1).await.unwrap();
+        // It asks once a second where the gateway is, and was not heard before.
+        assert!(soon(async || guest.tcp(PUBLIC, 80)).await);
+        let adopted = styx.adopt(second.namespace.try_clone().unwrap()).await.unwrap();
+        assert_eq!((adopted.index, adopted.outer), (second.index, second.outer));
+        adopted.check().await.unwrap();
+        adopted.apply(&open(), 1).await.unwrap();
+        assert!(guest.tcp(PUBLIC, 80));
+        drop((first, second, adopted, guest));
+        styx.close().await.unwrap();
+        let gone = async || !world.node.sh("ip -o link").contains(": tt");
+        assert!(soon(gone).await);
+        styx.close().await.unwrap();
+        assert_eq!(world.node.sh("nft list ruleset"), "");
+    });
+}
+
+/// Rules as they are listed, with the kernel's numbers of them.
+fn rules(space: &Space) -> String {
+    Ns(space.namespace.clone()).sh("nft -s -a list ruleset")
+}
+
+fn contract() -> Contract {
+    allow(&["198.51.100.0/24"], &["80"])
+}
+
+/// One that waited under [`contract`].
+async fn ready(styx: &Styx) -> Space {
+    let end = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < end {
+        let space = styx.take(&contract()).await.unwrap();
+        if rules(&space).contains("198.51.100.0/24") {
+            return space;
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    panic!("none was made ready");
+}
+
+fn pool(size: usize) -> Styx {
+    Styx::new(Options { pool: size, ..Options::default() })
+}
+
+/// It does what the contract says, no more and no less.
+async fn holds(world: &World, space: &Space) {
+    space.check().await.unwrap();
+    let guest = Guest::join(space);
+    assert!(soon(async || guest.tcp(PUBLIC, 80)).await);
+    assert!(!guest.tcp(OTHER, 80));
+    assert!(!guest.tcp("203.0.113.129".parse().unwrap(), 22), "{}", world.node.sh("ip -o addr"));
+}
+
+#[test]
+fn what_comes_again_waits_under_its_contract() {
+    in_world(async |world| {
+        let styx = pool(2);
+        let space = ready(&styx).await;
+        let before = rules(&space);
+        space.apply(&contract(), FIRST_GENERATION).await.unwrap();
+        assert_eq!(rules(&space), before, "nothing was put anew");
+        holds(&world, &space).await;
+        // And is changed as any other.
+        space.apply(&open(), 2).await.unwrap();
+        let guest = Guest::join(&space);
+        assert!(soon(async || guest.tcp(OTHER, 80)).await);
+        drop((space, guest));
+        styx.close().await.unwrap();
+        assert!(soon(async || !world.node.sh("ip -o link").contains(": tt")).await);
+    });
+}
+
+#[test]
+fn what_changed_while_it_waited_is_put_anew() {
+    in_world(async |world| {
+        let styx = pool(2);
+        for change in ["flush ruleset", "insert rule ip tartarus forward accept", "flush chain netdev tartarus guest"] {
+            let space = ready(&styx).await;
+            Ns(space.namespace.clone()).sh(&format!("nft '{change}'"));
+            space.apply(&contract(), FIRST_GENERATION).await.unwrap();
+            holds(&world, &space).await;
+        }
+        let space = ready(&styx).await;
+        world.node.sh("ip addr add 203.0.113.200/32 dev lo");
+        assert!(!rules(&space).contains("203.0.113.200"));
+        space.apply(&contract(), FIRST_GENERATION).await.unwrap();
+        assert!(rules(&space).contains("203.0.113.200"), "an address that the node has since");
+        holds(&world, &space).await;
+    });
+}
+
+#[test]
+fn who_finds_none_for_itself_gets_another_ones() {
+    in_world(async |world| {
+        let styx = pool(2);
+        drop(ready(&styx).await);
+        assert!(soon(async || styx.waiting().await == 2).await);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let other = allow(&["192.0.2.0/24"], &["80"]);
+        let spaces = [styx.take(&other).await.unwrap(), styx.take(&other).await.unwrap()];
+        assert!(spaces.iter().any(|space| rules(space).contains("198.51.100.0/24")), "one waited for somebody else");
+        for space in &spaces {
+            space.apply(&other, FIRST_GENERATION).await.unwrap();
+            assert!(!rules(space).contains("198.51.100.0/24"));
+            let guest = Guest::join(space);
+            assert!(soon(async || guest.tcp(OTHER, 80)).await);
+            assert!(!guest.tcp(PUBLIC, 80));
+        }
+        drop(spaces);
+        drop(world);
+    });
+}
+
+/// How long a start waits for its rules, from a namespace that waited under none and from one that waited under its own.
+#[test]
+fn what_is_ready_costs_less() {
+    in_world(async |_world| {
+        let styx = pool(4);
+        let (mut blank, mut under) = (Vec::new(), Vec::new());
+        let mut kept = vec![ready(&styx).await];
+        for round in 0..12 {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            let own =
+                if round % 2 == 0 { contract() } else { allow(&["198.51.100.0/24"], &[&(1000 + round).to_string()]) };
+            let at = Instant::now();
+            let space = styx.take(&own).await.unwrap();
+            space.apply(&own, FIRST_GENERATION).await.unwrap();
+            if round % 2 == 0 {
+                under.push(at.elapsed())
+            } else {
+                blank.push(at.elapsed())
+            }
+            kept.push(space);
+        }
+        for times in [&mut blank, &mut under] {
+            times.sort();
+        }
+        let (blank, under) = (blank[blank.len() / 2], under[under.len() / 2]);
+        eprintln!("medians, taken and under their contract: {under:?} where it waited, {blank:?} where it did not");
+        assert!(under < blank);
+    });
+}
