@@ -6,16 +6,18 @@ mod support;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use support::conformance::{LIMIT, Subject, assert_in_order, end};
+use support::conformance::{LIMIT, Subject, assert_in_order, deadlines, end};
 use support::tiny::{elf_machine, letters, wait_for_letters};
+use support::wire::wire;
 use support::{firecracker, namespaces, status};
 use tartarus_runtime::cell::{FIRST_UID, UIDS};
 use tartarus_runtime::firecracker::Firecracker;
-use tartarus_runtime::{Adopted, Cause, Driver, Vm};
+use tartarus_runtime::{Adopted, Cause, Driver, Machine, Network, Restore, Vm};
 
 fn subject(driver: &Firecracker) -> Subject<'_> {
     Subject { driver, machine: elf_machine }
@@ -224,6 +226,57 @@ async fn its_card_leads_nowhere() {
     });
     assert_eq!(flags.join().unwrap() & libc::IFF_UP, 0, "it is up");
     end(&*vm).await;
+}
+
+/// The TAP of somebody else's namespace, left to whoever opens it by its name: booted, restored from a machine that had none,
+/// and after each it is free again.
+#[tokio::test]
+async fn its_card_is_the_taps_of_the_network_it_is_given() {
+    let (Some(driver), Some(mut wire)) = (firecracker().await, wire(0)) else { return };
+    let subject = subject(&driver);
+    let dirs: [tempfile::TempDir; 4] = std::array::from_fn(|_| tempfile::tempdir().unwrap());
+    let held = Machine { network: Some(wire.network.clone()), ..elf_machine(dirs[0].path()) };
+    let refused = driver.boot(&held, deadlines()).await;
+    let refused = refused.err().unwrap().to_string();
+    assert!(refused.contains("opens the TAP of a network itself"), "{refused}");
+    drop(held);
+    let network = wire.left();
+    let before = network_of(&network, &["addr", "show", "tap0"]);
+    assert!(before.contains("NO-CARRIER") && before.contains("198.19.255.253/30"), "{before}");
+
+    let seen = async |vm: &dyn Vm, dir: &Path| {
+        wait_for_letters(dir, 3).await;
+        assert_eq!(fs::metadata(proc(vm.pid()).join("ns/net")).unwrap().ino(), wire.inode);
+        assert_eq!(support::descriptors(vm.pid()).get("tun"), Some(&1));
+        let now = network_of(&network, &["addr", "show", "tap0"]);
+        assert!(!now.contains("NO-CARRIER") && now.contains("198.19.255.253/30"), "{now}");
+        let owner = network_of(&network, &["-d", "link", "show", "tap0"]);
+        let uid = status(&proc(vm.pid()))["Uid"].split_whitespace().next().unwrap().to_owned();
+        assert!(owner.contains(&format!("user {uid}")), "{owner}");
+        assert_eq!(status(&proc(vm.pid()))["CapEff"], "0000000000000000");
+    };
+    let with = |dir: &Path| Machine { network: Some(network.clone()), ..elf_machine(dir) };
+    let vm = driver.boot(&with(dirs[1].path()), deadlines()).await.unwrap();
+    seen(&*vm, dirs[1].path()).await;
+    end(&*vm).await;
+
+    let (memory, _) = subject.snapshot(dirs[2].path()).await;
+    let state = File::open(dirs[2].path().join("state")).unwrap().into();
+    let from = Restore { memory, state };
+    let vm = driver.restore(&with(dirs[3].path()), from, deadlines()).await.unwrap();
+    // This guest listens nowhere; that a channel was asked for lets it go on.
+    let _channel = tokio::time::timeout(Duration::from_millis(200), vm.channel()).await;
+    seen(&*vm, dirs[3].path()).await;
+    end(&*vm).await;
+    until("its TAP is held", || network_of(&network, &["addr", "show", "tap0"]).contains("NO-CARRIER")).await;
+}
+
+/// What `ip` says in a network.
+fn network_of(network: &Network, args: &[&str]) -> String {
+    let namespace = format!("--net=/proc/{}/fd/{}", std::process::id(), network.namespace.as_raw_fd());
+    let said = std::process::Command::new("nsenter").arg(namespace).arg("ip").args(args).output().unwrap();
+    assert!(said.status.success(), "{said:?}");
+    String::from_utf8(said.stdout).unwrap()
 }
 
 #[tokio::test]

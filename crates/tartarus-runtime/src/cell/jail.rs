@@ -48,6 +48,9 @@ pub struct Jail {
     pub groups: Groups,
     /// Files of the host that are seen in the root. Firecracker takes names, not descriptors.
     pub shared: Vec<Shared>,
+    /// Which of [`Self::LAYERS`] it lacks: none, but in the test that shows what each is for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub without: Vec<Layer>,
 }
 
 /// A file that is seen in a jail.
@@ -62,6 +65,21 @@ pub struct Shared {
 }
 
 impl Jail {
+    /// What is done around the jailer. The others are its own work, and the filter Firecracker's.
+    pub const LAYERS: [Layer; 11] = [
+        Layer::Limits,
+        Layer::ReadOnly,
+        Layer::Processes,
+        Layer::ProcessNamespace,
+        Layer::Network,
+        Layer::Ipc,
+        Layer::HostName,
+        Layer::ControlGroups,
+        Layer::Capabilities,
+        Layer::Keyring,
+        Layer::NoNewPrivileges,
+    ];
+
     /// Where the jailer puts the root for a program below `base`.
     pub fn root_of(base: &Path, program: &Path) -> PathBuf {
         base.join(program.file_name().unwrap_or_default()).join(ID).join("root")
@@ -113,10 +131,14 @@ pub(crate) struct Way {
     doors: Vec<OwnedFd>,
     /// Its TAP is there already, in the network namespace that it is started in.
     networked: bool,
+    without: Vec<Layer>,
 }
 
 impl Way {
     pub(super) fn new(jail: &Jail, uid: u32, group: Option<&mut Group>, networked: bool) -> io::Result<Self> {
+        if let Some(layer) = jail.without.iter().find(|layer| !Jail::LAYERS.contains(layer)) {
+            return Err(io::Error::other(format!("the jailer's own {layer:?} cannot be left out")));
+        }
         let mut shared = Vec::new();
         for file in &jail.shared {
             let failed = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", file.path.display()));
@@ -139,7 +161,12 @@ impl Way {
             uid,
             doors: group.map(Group::doors).unwrap_or_default(),
             networked,
+            without: jail.without.clone(),
         })
+    }
+
+    fn has(&self, layer: Layer) -> bool {
+        !self.without.contains(&layer)
     }
 
     /// Goes to where the jailer is run.
@@ -148,12 +175,12 @@ impl Way {
         init::stay_behind()?;
         // Firecracker opens its TAP by name, so it has to be where that is: it can make sockets there, and no capability
         // lets it change a link or rule.
-        alone(|layer| !(self.networked && layer == Layer::Network))?;
+        alone(|layer| self.has(layer) && !(self.networked && layer == Layer::Network))?;
         let tap = if self.networked { tap::give(self.uid) } else { tap::make(self.uid) };
         step("its TAP", tap.map_err(|e| rustix::io::Errno::from_io_error(&e).unwrap_or(rustix::io::Errno::IO)))?;
         for (host, jail, write) in &self.shared {
             step("its files", mount_bind(host, jail))?;
-            let read_only = if *write { MountFlags::empty() } else { MountFlags::RDONLY };
+            let read_only = if *write || !self.has(Layer::ReadOnly) { MountFlags::empty() } else { MountFlags::RDONLY };
             let flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | read_only;
             step("its files", mount_remount(jail, flags, c""))?;
         }
@@ -161,12 +188,17 @@ impl Way {
         let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
         step("its devices", mount(c"tmpfs", &self.dev, c"tmpfs", flags, c"size=16k,mode=755"))?;
         // For `/proc/self/fd`, by which it opens the memory that it was handed.
-        mount_proc(&self.proc, c"subset=pid,hidepid=2")?;
+        mount_proc(&self.proc, if self.has(Layer::Processes) { c"subset=pid,hidepid=2" } else { c"" })?;
+        // The jailer does it as well, but says nothing of it.
         step("groups", set_thread_groups(&[]))?;
-        step("keyring", new_keyring())?;
-        bound(JAILERS)?;
-        keep(JAILERS)?;
-        step("no new privileges", set_no_new_privs(true))
+        if self.has(Layer::Keyring) {
+            step("keyring", new_keyring())?;
+        }
+        if self.has(Layer::Capabilities) {
+            bound(JAILERS)?;
+            keep(JAILERS)?;
+        }
+        if self.has(Layer::NoNewPrivileges) { step("no new privileges", set_no_new_privs(true)) } else { Ok(()) }
     }
 }
 
@@ -197,7 +229,7 @@ mod tests {
         assert_eq!(root, Path::new("/d/jail/firecracker-v1/vm/root"));
         let (jailer, locks) = ("/p/jailer-v1".into(), "/l".into());
         let groups = Groups::default();
-        let jail = Jail { jailer, base, root, locks, groups, shared: Vec::new() };
+        let jail = Jail { jailer, base, root, locks, groups, shared: Vec::new(), without: Vec::new() };
         let argv = ["/p/firecracker-v1", "--api-sock", "/run/api.sock"].map(str::to_owned);
         assert_eq!(
             jail.argv(&argv, 2_100_000_007, 77).unwrap().join(" "),

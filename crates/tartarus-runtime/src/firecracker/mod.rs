@@ -204,7 +204,7 @@ impl Firecracker {
             }
         }
         let (jailer, locks, groups) = (self.jailer.clone(), self.locks.clone(), self.groups.clone());
-        Ok(Jail { jailer, base, root, locks, groups, shared: files })
+        Ok(Jail { jailer, base, root, locks, groups, shared: files, without: Vec::new() })
     }
 
     fn launch(

@@ -27,6 +27,7 @@ fn pretended() -> (tempfile::TempDir, FirecrackerMonitor, mpsc::Receiver<String>
         locks: "locks".into(),
         groups: Default::default(),
         shared: Vec::new(),
+        without: Vec::new(),
     };
     let monitor = FirecrackerMonitor::new(dir.path(), &jail);
     (dir, monitor, told)

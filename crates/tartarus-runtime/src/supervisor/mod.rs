@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cell::{Cell, Jail, Limits};
+use crate::cell::{Cell, Jail, Layer, Limits};
 
 pub use client::SupervisedVm;
 pub(crate) use client::{connect_in, for_writing_only};
@@ -68,6 +68,17 @@ pub struct Launch {
     pub limits: Option<Limits>,
     /// The first deadlines, counted from the supervisor's start.
     pub deadlines: Deadlines,
+}
+
+impl Launch {
+    /// Whether the hypervisor is locked up with this layer: with each, but for tests of what it is for.
+    fn has(&self, layer: Layer) -> bool {
+        let without = match &self.hypervisor {
+            Hypervisor::Firecracker(jail) => Some(&jail.without),
+            Hypervisor::Qemu => self.cell.as_ref().map(|cell| &cell.without),
+        };
+        without.is_none_or(|without| !without.contains(&layer))
+    }
 }
 
 /// The hypervisors there are.

@@ -93,8 +93,7 @@ impl Limits {
 fn start(dir: &Path) -> io::Result<Supervisor> {
     std::env::set_current_dir(dir)?;
     let launch: Launch = serde_json::from_slice(&std::fs::read(LAUNCH)?)?;
-    let has = |layer| launch.cell.as_ref().is_none_or(|cell| !cell.without.contains(&layer));
-    if has(Layer::Descriptors) {
+    if launch.has(Layer::Descriptors) {
         // Whatever the server was started with must reach neither this process's children nor live on in them.
         close_all_at_exec()?;
     }
@@ -109,7 +108,7 @@ fn start(dir: &Path) -> io::Result<Supervisor> {
     let console = Console::create(Path::new("."))?;
     let files = launch.files.iter().map(open).collect::<io::Result<Vec<_>>>()?;
     let (uid, mut group) = claim(&launch)?;
-    if uid.is_some() && has(Layer::ProcessNamespace) {
+    if uid.is_some() && launch.has(Layer::ProcessNamespace) {
         // For the child: it is the first process of a namespace, and all that it could start ends with it.
         // SAFETY: it does not touch the table of descriptors, which is what the function is unsafe for.
         unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWPID) }?;

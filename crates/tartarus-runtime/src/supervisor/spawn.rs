@@ -24,12 +24,11 @@ const IDS: usize = 4;
 /// A user id for the hypervisor and the control group of that id, where it gets them.
 pub(super) fn claim(launch: &Launch) -> io::Result<(Option<cell::Uid>, Option<Group>)> {
     let (locks, groups) = match (&launch.hypervisor, &launch.cell) {
-        (Hypervisor::Firecracker(jail), _) => (&jail.locks, Some(&jail.groups)),
-        (Hypervisor::Qemu, Some(cell)) => {
-            (&cell.locks, Some(&cell.groups).filter(|_| !cell.without.contains(&Layer::Limits)))
-        }
+        (Hypervisor::Firecracker(jail), _) => (&jail.locks, &jail.groups),
+        (Hypervisor::Qemu, Some(cell)) => (&cell.locks, &cell.groups),
         (Hypervisor::Qemu, None) => return Ok((None, None)),
     };
+    let groups = Some(groups).filter(|_| launch.has(Layer::Limits));
     // Kept until one is found, so that the next is another.
     let mut taken = Vec::new();
     loop {

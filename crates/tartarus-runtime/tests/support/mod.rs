@@ -40,6 +40,8 @@ pub(crate) const STRANGER: &str = "be-a-stranger";
 const UNFILTERED: &str = "be-a-supervisor-without-seccomp";
 /// A program in a hypervisor's place. The argument is what it does.
 pub(crate) const PROBE: &str = "be-a-probe";
+/// The same in Firecracker's, by its name: the jailer runs no other, and has arguments of its own before ours.
+pub(crate) const JAILED_PROBE: &str = "firecracker-probe";
 
 #[used]
 // SAFETY: the loader calls what is listed there with these arguments, once, before `main`.
@@ -51,7 +53,9 @@ extern "C" fn role(argc: c_int, argv: *const *const c_char, _: *const *const c_c
         // SAFETY: the arguments of this process, `argc` of them, valid for ever.
         (index < argc as usize).then(|| unsafe { CStr::from_ptr(*argv.add(index)) }.to_str().ok()).flatten()
     };
-    let (Some(role), Some(dir)) = (argument(1), argument(2)) else { return };
+    let jailed = argument(0).is_some_and(|name| name.ends_with(JAILED_PROBE));
+    let first = if jailed { argc as usize - 2 } else { 1 };
+    let (Some(role), Some(dir)) = (argument(first), argument(first + 1)) else { return };
     let main = match role {
         SUPERVISOR => supervisor::main,
         KEEPER => keeper::main,

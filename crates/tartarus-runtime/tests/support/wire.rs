@@ -20,6 +20,16 @@ pub(crate) struct Wire {
     pub(crate) inode: u64,
 }
 
+impl Wire {
+    /// Its TAP is left to a hypervisor that opens it by its name, as the node leaves it.
+    pub(crate) fn left(&mut self) -> Network {
+        let tap = self.network.tap.take().unwrap();
+        // SAFETY: the call takes a number.
+        assert_eq!(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETPERSIST, 1 as libc::c_ulong) }, 0);
+        self.network.clone()
+    }
+}
+
 /// Makes one, its TAP with these flags beside the usual; `None`, said in one line, where that cannot be.
 pub(crate) fn wire(flags: libc::c_int) -> Option<Wire> {
     if !rustix::process::geteuid().is_root() {
