@@ -67,9 +67,11 @@ impl Styx {
         host.ready().await
     }
 
-    /// A namespace for a guest under `contract`, which [`Space::apply`] is to put in force: before, nothing passes, or no more than
-    /// under it. The pool is filled again in the background, one at a time.
+    /// A namespace for a guest under `contract`, which [`Space::apply`] is to put in force: before, nothing passes, or what that
+    /// contract lets pass. The pool is filled again in the background, one at a time.
     pub async fn take(&self, contract: &Contract) -> Result<Space, StyxError> {
+        // Ways in are no rules.
+        let contract = &Contract { forwards: Vec::new(), ..contract.clone() };
         let (place, host) = self.host().await?;
         host.ready().await?;
         self.refill().await;
@@ -79,7 +81,7 @@ impl Styx {
             self.inner.wanted.notify_one();
             match waiting {
                 None => return Space::make(place.clone(), self.inner.next.clone()).await,
-                Some(space) => match space.check_links().await {
+                Some(space) => match space.check_waiting(contract).await {
                     Ok(()) => return Ok(space),
                     Err(error) => tracing::warn!(%error, index = space.index, "a namespace that waited is left"),
                 },
@@ -193,7 +195,11 @@ impl Inner {
             let (under, space) = match step {
                 Step::Make => (None, Space::make(place.clone(), self.next.clone()).await?),
                 Step::Ready(space, contract) => {
-                    space.prepare(&contract).await?;
+                    if let Err(error) = space.prepare(&contract).await {
+                        tracing::warn!(%error, index = space.index, "no namespace waits under a contract that comes again");
+                        self.shelf.lock().await.forget(&contract);
+                        continue;
+                    }
                     (Some(contract), space)
                 }
                 Step::Drop(space) => {
@@ -206,9 +212,9 @@ impl Inner {
         }
     }
 
-    /// Waits until whoever took one has had the processor for its start, unless few are left for those who come next.
+    /// Waits until whoever took one has had the processor for its start, unless few are left for whoever comes next.
     async fn calm(&self) {
-        while 2 * self.shelf.lock().await.len() >= self.options.pool {
+        while self.shelf.lock().await.is_calm() {
             if tokio::time::timeout(CALM, self.wanted.notified()).await.is_err() {
                 return;
             }

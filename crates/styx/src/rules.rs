@@ -12,6 +12,7 @@ mod text;
 
 use std::net::Ipv4Addr;
 
+use ipnet::Ipv4Net;
 use tartarus_types::Contract;
 
 pub use guard::Guard;
@@ -23,7 +24,9 @@ pub(crate) use sets::address;
 pub(crate) struct Site {
     /// The address of the namespace's `eth0`, which the guest has outside.
     pub(crate) outer: Ipv4Addr,
-    /// The node's own addresses.
+    /// Where sandboxes have theirs, which no other one reaches.
+    pub(crate) range: Ipv4Net,
+    /// The node's own addresses beside those in the range, which come and go with sandboxes.
     pub(crate) host_addresses: Vec<Ipv4Addr>,
     /// The one rule that is left out; only a test of the rules leaves one out.
     pub(crate) without: Option<Guard>,
@@ -127,7 +130,8 @@ mod tests {
 
     #[test]
     fn what_wakes_up_names_no_chain_at_a_hook_anew() {
-        let site = Site { outer: Ipv4Addr::new(198, 18, 0, 1), host_addresses: vec![], without: None };
+        let range = "198.18.0.0/16".parse().unwrap();
+        let site = Site { outer: Ipv4Addr::new(198, 18, 0, 1), range, host_addresses: vec![], without: None };
         let whole = ruleset(&Contract::default(), 1, &site);
         let text = awaken(&whole);
         let hooks = |text: &str| text.matches("policy drop").count();

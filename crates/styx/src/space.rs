@@ -35,6 +35,16 @@ pub(crate) struct Place {
     pub(crate) without: Option<Guard>,
 }
 
+impl Place {
+    /// What rules depend on beside a contract, by the node as it is now. The calling thread is in its namespace then.
+    fn site(&self, outer: Ipv4Addr) -> Result<Site, StyxError> {
+        enter(&self.node)?;
+        let addresses = Links::here()?.addresses()?.into_iter().map(|(_, net)| net.addr());
+        let host_addresses = addresses.filter(|address| !self.range.contains(address)).collect();
+        Ok(Site { outer, range: self.range, host_addresses, without: self.without })
+    }
+}
+
 /// A namespace, its TAP and its way out. Gone when nothing holds its descriptors any more: the kernel then removes links and
 /// rules by itself, also after `kill -9`.
 pub struct Space {
@@ -88,22 +98,29 @@ impl State {
         if !keeps_pins {
             self.pins.clear();
         }
-        if !self.holds(&ruleset) {
+        if self.edition.is_some() {
+            // What went through by other rules would have their mark: there is nothing to mend.
+            self.holds(&ruleset)?;
+        } else {
             let before = match (self.awake(), self.used) {
-                (true, true) => Before::Rules(self.ruleset.clone()),
+                (true, _) => Before::Rules(self.ruleset.clone()),
+                (false, true) => Before::Whatever,
                 (false, false) => Before::Nothing(self.applier.take()),
-                _ => Before::Whatever,
             };
             put_here(&ruleset, &rules::pins(&self.held(), false), before, keeps_pins)?;
         }
-        (self.ruleset, self.used, self.contract) = (ruleset, true, Some(contract.clone()));
+        (self.ruleset, self.used, self.contract, self.edition) = (ruleset, true, Some(contract.clone()), None);
         Ok(())
     }
 
-    /// Whether this ruleset was put and read back ahead of the guest, and no rule of the namespace was touched since.
-    fn holds(&mut self, ruleset: &str) -> bool {
-        let edition = self.edition.take();
-        edition.is_some() && self.ruleset == ruleset && nft::edition().ok() == edition
+    /// Whether this ruleset was put and read back ahead of the guest, and there was no transaction in the namespace since.
+    fn holds(&self, ruleset: &str) -> Result<(), StyxError> {
+        let same = self.ruleset == ruleset && Some(nft::edition()?) == self.edition;
+        if same {
+            Ok(())
+        } else {
+            Err(StyxError::Changed("the rules that waited in it are not those of now".to_owned()))
+        }
     }
 
     /// Reads back what was put, in the namespace of the calling thread, and has no guest yet.
@@ -126,13 +143,13 @@ impl State {
 impl Space {
     /// Puts `contract` in force, and sees that it is. `generation` is higher than that of the contract before: connections
     /// that the new one does not allow are cut, others go on. Pins stay, unless a domain is not listed any more: then all go.
-    /// With an error nothing passes any more.
+    /// What waited in the namespace for this contract is asked for by its number only. With an error nothing passes any more.
     pub async fn apply(&self, contract: &Contract, generation: u32) -> Result<(), StyxError> {
         self.put(contract, generation, |_| Ok(())).await
     }
 
     /// Does beforehand, while there is no guest, what [`Self::apply`] of the same contract as the first one would do: that sees then
-    /// that nothing was changed since, which takes no program. Another contract replaces this one.
+    /// that nothing was changed since, which takes no program. Of another contract it is an error.
     pub(crate) async fn prepare(&self, contract: &Contract) -> Result<(), StyxError> {
         self.put(contract, FIRST_GENERATION, State::rest).await
     }
@@ -147,10 +164,8 @@ impl Space {
         let (contract, mut state) = (contract.clone(), self.state.clone().lock_owned().await);
         on_thread(move || {
             let mut put = || {
-                enter(&place.node)?;
-                let host_addresses = Links::here()?.addresses()?.iter().map(|(_, net)| net.addr()).collect();
+                let site = place.site(outer)?;
                 enter(&namespace)?;
-                let site = Site { outer, host_addresses, without: place.without };
                 state.put(&contract, rules::ruleset(&contract, generation, &site))?;
                 then(&mut state)
             };
@@ -192,7 +207,7 @@ impl Space {
         .await
     }
 
-    /// What became of packets since the contract was put in force, and destinations that were refused, the newest first.
+    /// What became of packets since the contract was put in force, which may have been before there was a guest, and destinations that were refused, the newest first.
     pub async fn counters(&self) -> Result<(Vec<NetCounter>, Vec<Blocked>), StyxError> {
         let state = self.state.lock().await;
         let json = within(self.namespace.clone(), || nft::run("list rules", &["-j", "list", "ruleset"], "")).await?;

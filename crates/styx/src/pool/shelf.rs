@@ -51,16 +51,28 @@ impl<T> Shelf<T> {
         self.asked.push_front(contract.clone());
     }
 
-    /// The one that suits best: under this very contract, else under none, else whichever.
+    /// The one that suits best: under this very contract, else under none. Another's is none for it: a guest that boots would
+    /// have what that one lets pass.
     pub(super) fn take(&mut self, contract: &Contract) -> Option<T> {
-        let rank = |under: &Option<Contract>| under.as_ref().map_or(1, |own| if own == contract { 0 } else { 2 });
-        let best = (0..self.waiting.len()).min_by_key(|at| rank(&self.waiting[*at].0))?;
+        let under = |wanted: Option<&Contract>| self.waiting.iter().position(|(own, _)| own.as_ref() == wanted);
+        let best = under(Some(contract)).or_else(|| under(None))?;
         Some(self.waiting.remove(best).1)
+    }
+
+    /// Whether there are some left for whoever comes: half of those that belong to nobody.
+    pub(super) fn is_calm(&self) -> bool {
+        let free = self.waiting.iter().filter(|(under, _)| under.is_none()).count();
+        2 * free >= self.size - self.size / 2
+    }
+
+    /// Nothing waits under this contract any more, until it comes again.
+    pub(super) fn forget(&mut self, contract: &Contract) {
+        self.asked.retain(|own| own != contract);
     }
 
     /// What is to be done next. Whoever gets a namespace does it and, unless it is dropped, puts it back.
     pub(super) fn step(&mut self) -> Step<T> {
-        let (coming, places) = (self.coming(), self.size / 2);
+        let (mut coming, places) = (self.coming(), self.size / 2);
         let stale = |under: &Option<Contract>| under.as_ref().is_some_and(|own| !coming.contains(&own));
         if let Some(at) = self.waiting.iter().position(|(under, _)| stale(under)) {
             return Step::Drop(self.waiting.remove(at).1);
@@ -68,6 +80,7 @@ impl<T> Shelf<T> {
         if self.waiting.len() < self.size {
             return Step::Make;
         }
+        coming.truncate(places);
         let under = |wanted: Option<&Contract>| self.waiting.iter().filter(|(own, _)| own.as_ref() == wanted).count();
         // The newest has one more where they do not come out even.
         let share = |rank: usize| places / coming.len() + usize::from(rank < places % coming.len());
@@ -90,7 +103,6 @@ impl<T> Shelf<T> {
                 coming.push(own);
             }
         }
-        coming.truncate(self.size / 2);
         coming
     }
 }
@@ -150,14 +162,44 @@ mod tests {
     }
 
     #[test]
-    fn the_one_that_suits_is_taken_first() {
+    fn more_than_there_is_place_for_undo_nothing() {
+        let (mut shelf, mut next) = (Shelf::new(4), 0);
+        let (mut made, mut own) = (0, 0);
+        for round in 0..60 {
+            let contract = contract(round % 3);
+            shelf.asked(&contract);
+            own += usize::from(shelf.waiting.iter().any(|(under, _)| under.as_ref() == Some(&contract)));
+            shelf.take(&contract);
+            let before = next;
+            settle(&mut shelf, &mut next);
+            made += next - before;
+        }
+        assert_eq!(made, 63, "each once, and those that wait at the end");
+        assert!(own >= 30, "{own} of 60 found their own");
+    }
+
+    #[test]
+    fn the_one_that_suits_is_taken_first_and_anothers_never() {
         let mut shelf = Shelf::new(4);
         shelf.put(Some(contract(2)), 1);
         shelf.put(None, 2);
         shelf.put(Some(contract(1)), 3);
         shelf.put(Some(contract(1)), 4);
-        let taken: Vec<_> = (0..5).map(|_| shelf.take(&contract(1))).collect();
-        assert_eq!(taken, [Some(3), Some(4), Some(2), Some(1), None]);
+        let taken: Vec<_> = (0..4).map(|_| shelf.take(&contract(1))).collect();
+        assert_eq!(taken, [Some(3), Some(4), Some(2), None]);
+        assert_eq!((shelf.len(), shelf.is_calm()), (1, false));
+        shelf.put(None, 5);
+        assert!(shelf.is_calm());
+    }
+
+    #[test]
+    fn what_is_forgotten_is_not_waited_for() {
+        let (mut shelf, mut next) = (Shelf::new(4), 0);
+        start(&mut shelf, &contract(1));
+        start(&mut shelf, &contract(1));
+        assert_eq!(settle(&mut shelf, &mut next), [2, 2, 0]);
+        shelf.forget(&contract(1));
+        assert_eq!(settle(&mut shelf, &mut next), [4, 0, 0]);
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub(super) fn ruleset(contract: &Contract, generation: u32, site: &Site) -> Stri
     let interval = ["type ipv4_addr", "flags interval"];
     let mut parts: Vec<String> = COUNTERS.iter().map(|name| counter(name)).collect();
     parts.extend([
-        set(&set_of("never"), &interval, &sets::never(&site.host_addresses, None, site.without)),
+        set(&set_of("never"), &interval, &sets::never(&site.host_addresses, site.range, site.without)),
         set("private", &interval, &sets::private()),
         set(&set_of("listed"), &interval, &within),
         set(&set_of("cidrs"), &interval, &others),

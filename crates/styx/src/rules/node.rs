@@ -22,7 +22,7 @@ pub(crate) fn node_anew(range: Ipv4Net, without: Option<Guard>) -> String {
 
 fn whole(range: Ipv4Net, without: Option<Guard>, known: Option<&str>) -> String {
     let unless = |guard: Guard, rule: &str| (without != Some(guard)).then(|| rule.to_owned());
-    let (never, range) = (sets::never(&[], Some(range), without), address(&range));
+    let (never, range) = (sets::never(&[], range, without), address(&range));
     let rules = |hook: &str, rules: Vec<Option<String>>| -> Vec<String> {
         std::iter::once(hook.to_owned()).chain(rules.into_iter().flatten()).collect()
     };

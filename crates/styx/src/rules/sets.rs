@@ -55,7 +55,7 @@ fn networks(mut nets: Vec<Ipv4Net>) -> Vec<String> {
 }
 
 /// What no sandbox reaches: constants, the node's addresses, and where sandboxes have theirs.
-pub(super) fn never(hosts: &[Ipv4Addr], range: Option<Ipv4Net>, without: Option<Guard>) -> Vec<String> {
+pub(super) fn never(hosts: &[Ipv4Addr], range: Ipv4Net, without: Option<Guard>) -> Vec<String> {
     let stays = |net: &Ipv4Net| match without {
         Some(Guard::Never) => *net == BETWEEN,
         Some(Guard::Neighbours) => *net != BETWEEN,
@@ -65,7 +65,7 @@ pub(super) fn never(hosts: &[Ipv4Addr], range: Option<Ipv4Net>, without: Option<
     if without != Some(Guard::HostLocal) {
         nets.extend(hosts.iter().map(|host| Ipv4Net::from(*host)));
     }
-    nets.extend(range.filter(|_| without != Some(Guard::Neighbours)));
+    nets.extend(Some(range).filter(|_| without != Some(Guard::Neighbours)));
     networks(nets)
 }
 
@@ -133,8 +133,8 @@ mod tests {
     #[test]
     fn the_nodes_addresses_are_never_reached() {
         let hosts = ["10.0.0.5".parse().unwrap(), "127.0.0.1".parse().unwrap()];
-        assert!(never(&hosts, None, None).contains(&"10.0.0.5".to_owned()));
-        assert!(!never(&hosts, None, Some(Guard::HostLocal)).contains(&"10.0.0.5".to_owned()));
-        assert_eq!(never(&[], None, Some(Guard::Never)), ["198.18.0.0/15"]);
+        assert!(never(&hosts, BETWEEN, None).contains(&"10.0.0.5".to_owned()));
+        assert!(!never(&hosts, BETWEEN, Some(Guard::HostLocal)).contains(&"10.0.0.5".to_owned()));
+        assert_eq!(never(&[], BETWEEN, Some(Guard::Never)), ["198.18.0.0/15"]);
     }
 }

@@ -2,11 +2,14 @@
 
 use std::net::Ipv4Addr;
 
+use tartarus_types::Contract;
+
 use super::make::{changed_setting, inside, near_name, pair, settings};
-use super::{Before, Space, close_here, put_here};
+use super::{Before, Space, State, close_here, put_here};
 use crate::enter::{enter, on_thread, within};
 use crate::links::Links;
-use crate::{GATEWAY, StyxError, nft, rules};
+use crate::rules::{self, Site};
+use crate::{FIRST_GENERATION, GATEWAY, StyxError, nft};
 
 impl Space {
     /// Whether links, addresses, routes, settings and rules are as they must be.
@@ -14,20 +17,30 @@ impl Space {
     /// # Errors
     /// [`StyxError::Changed`] and [`StyxError::Differs`] are put right by [`Self::mend`], [`StyxError::Lost`] is not.
     pub async fn check(&self) -> Result<(), StyxError> {
-        let state = self.state.lock().await;
-        self.look(Some(state.ruleset.clone())).await
+        self.look(|state, _| nft::verify_here(&state.ruleset)).await
     }
 
-    /// As [`Self::check`], but for the rules.
-    pub(crate) async fn check_links(&self) -> Result<(), StyxError> {
-        self.look(None).await
+    /// Whether a guest may have one that waited: links and all that goes with them are as they must be, and where a contract
+    /// was put in force in it, [`Self::apply`] will find it so.
+    pub(crate) async fn check_waiting(&self, contract: &Contract) -> Result<(), StyxError> {
+        let contract = contract.clone();
+        self.look(move |state, site| match state.edition {
+            None => Ok(()),
+            Some(_) => state.holds(&rules::ruleset(&contract, FIRST_GENERATION, site)),
+        })
+        .await
     }
 
-    async fn look(&self, ruleset: Option<String>) -> Result<(), StyxError> {
-        let (namespace, node) = (self.namespace.clone(), self.place.node.clone());
+    /// `rules` looks at these.
+    async fn look<F>(&self, rules: F) -> Result<(), StyxError>
+    where
+        F: FnOnce(&State, &Site) -> Result<(), StyxError> + Send + 'static,
+    {
+        let (namespace, place) = (self.namespace.clone(), self.place.clone());
         let (index, (near, outer)) = (self.index, pair(self.place.range, self.index));
+        let state = self.state.clone().lock_owned().await;
         on_thread(move || {
-            enter(&node)?;
+            let site = place.site(outer)?;
             is_up(&Links::here()?, &near_name(index), near)?;
             enter(&namespace)?;
             let links = Links::here()?;
@@ -40,7 +53,7 @@ impl Space {
             if let Some(setting) = changed_setting() {
                 return Err(StyxError::Changed(setting));
             }
-            ruleset.map_or(Ok(()), |ruleset| nft::verify_here(&ruleset))
+            rules(&state, &site)
         })
         .await
     }

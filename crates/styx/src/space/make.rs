@@ -187,7 +187,7 @@ mod tests {
             for mode in [tartarus_types::NetMode::Allow, tartarus_types::NetMode::Open] {
                 let Made { namespace, tap: _tap, applier, outer, .. } = make(&place, &AtomicU32::new(0)).unwrap();
                 let contract = tartarus_types::Contract { mode, ..Default::default() };
-                let site = rules::Site { outer, host_addresses: vec![], without: None };
+                let site = place.site(outer).unwrap();
                 let ruleset = rules::ruleset(&contract, 1, &site);
                 enter(&namespace).unwrap();
                 applier.apply(&rules::awaken(&ruleset), &ruleset).unwrap();

@@ -65,7 +65,8 @@ pub struct Shared {
 }
 
 impl Jail {
-    /// What is done around the jailer. The others are its own work, and the filter Firecracker's.
+    /// What is done around the jailer and by nobody else. Its root and its user are the jailer's work, which also closes descriptors
+    /// and gives up groups as we do, and the filter is Firecracker's.
     pub const LAYERS: [Layer; 11] = [
         Layer::Limits,
         Layer::ReadOnly,
@@ -137,7 +138,9 @@ pub(crate) struct Way {
 impl Way {
     pub(super) fn new(jail: &Jail, uid: u32, group: Option<&mut Group>, networked: bool) -> io::Result<Self> {
         if let Some(layer) = jail.without.iter().find(|layer| !Jail::LAYERS.contains(layer)) {
-            return Err(io::Error::other(format!("the jailer's own {layer:?} cannot be left out")));
+            return Err(io::Error::other(format!(
+                "{layer:?} is not ours alone around a jailer, and cannot be left out"
+            )));
         }
         let mut shared = Vec::new();
         for file in &jail.shared {
