@@ -80,7 +80,14 @@ impl Styx {
             let waiting = self.inner.shelf.lock().await.take(contract);
             self.inner.wanted.notify_one();
             match waiting {
-                None => return Space::make(place.clone(), self.inner.next.clone()).await,
+                None => match Space::make(place.clone(), self.inner.next.clone()).await {
+                    // All that is left waits for others.
+                    Err(StyxError::Full(range)) => {
+                        let given_up = self.inner.shelf.lock().await.give_up();
+                        given_up.ok_or(StyxError::Full(range))?.remove().await?;
+                    }
+                    made => return made,
+                },
                 Some(space) => match space.check_waiting(contract).await {
                     Ok(()) => return Ok(space),
                     Err(error) => tracing::warn!(%error, index = space.index, "a namespace that waited is left"),
@@ -106,9 +113,10 @@ impl Styx {
         }
     }
 
-    /// Namespaces that wait.
-    pub async fn waiting(&self) -> usize {
-        self.inner.shelf.lock().await.len()
+    /// Namespaces that wait, and how many of them under a contract.
+    pub async fn waiting(&self) -> (usize, usize) {
+        let shelf = self.inner.shelf.lock().await;
+        (shelf.len(), shelf.ready())
     }
 
     /// Removes what waits, and the node's table where no sandbox is left.
@@ -181,7 +189,7 @@ impl Inner {
             self.calm().await;
             let Err(error) = self.settle().await else { continue };
             tracing::warn!(%error, "no namespace could be prepared");
-            if let Some((_, host)) = self.host.get() {
+            if let (false, Some((_, host))) = (matches!(error, StyxError::Full(_)), self.host.get()) {
                 host.doubt().await;
             }
         }

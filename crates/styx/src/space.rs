@@ -74,7 +74,7 @@ struct State {
     pins: HashMap<Ipv4Addr, Instant>,
     /// For the first contract, which is in a hurry.
     applier: Option<nft::Applier>,
-    /// The kernel's number of the rules that were read back ahead of a guest, until there is one.
+    /// The kernel's number of the rules when they were read back ahead of a guest, until there is one.
     edition: Option<u32>,
 }
 
@@ -98,29 +98,29 @@ impl State {
         if !keeps_pins {
             self.pins.clear();
         }
-        if self.edition.is_some() {
+        let before = match (self.awake(), self.used) {
             // What went through by other rules would have their mark: there is nothing to mend.
-            self.holds(&ruleset)?;
-        } else {
-            let before = match (self.awake(), self.used) {
-                (true, _) => Before::Rules(self.ruleset.clone()),
-                (false, true) => Before::Whatever,
-                (false, false) => Before::Nothing(self.applier.take()),
-            };
-            put_here(&ruleset, &rules::pins(&self.held(), false), before, keeps_pins)?;
-        }
+            (true, false) => {
+                self.ready_for(&ruleset)?;
+                Before::These
+            }
+            (true, true) => Before::Rules(self.ruleset.clone()),
+            (false, true) => Before::Whatever,
+            (false, false) => Before::Nothing(self.applier.take()),
+        };
+        put_here(&ruleset, &rules::pins(&self.held(), false), before, keeps_pins)?;
         (self.ruleset, self.used, self.contract, self.edition) = (ruleset, true, Some(contract.clone()), None);
         Ok(())
     }
 
-    /// Whether this ruleset was put and read back ahead of the guest, and there was no transaction in the namespace since.
-    fn holds(&self, ruleset: &str) -> Result<(), StyxError> {
-        let same = self.ruleset == ruleset && Some(nft::edition()?) == self.edition;
-        if same {
-            Ok(())
-        } else {
-            Err(StyxError::Changed("the rules that waited in it are not those of now".to_owned()))
+    /// Whether a guest may have what waits here, and then this ruleset: it is the very one or none is there yet, and there was
+    /// no transaction in the namespace since that was read back.
+    fn ready_for(&self, ruleset: &str) -> Result<(), StyxError> {
+        let same = !self.awake() || self.ruleset == ruleset;
+        if same && self.edition == Some(nft::edition()?) {
+            return Ok(());
         }
+        Err(StyxError::Changed("the rules that waited in it are not those of now".to_owned()))
     }
 
     /// Reads back what was put, in the namespace of the calling thread, and has no guest yet.
@@ -251,6 +251,8 @@ impl Space {
 
 /// What a ruleset is put in the place of.
 enum Before {
+    /// Itself.
+    These,
     /// The dormant rules, and no guest runs; with what may wait for this.
     Nothing(Option<nft::Applier>),
     /// Whatever there is, of which nothing is kept.
@@ -262,6 +264,7 @@ enum Before {
 /// Puts `ruleset` in force in the namespace of the calling thread.
 fn put_here(ruleset: &str, pins: &str, before: Before, keep_pins: bool) -> Result<(), StyxError> {
     match before {
+        Before::These => return Ok(()),
         Before::Nothing(applier) => {
             let applier = match applier.and_then(nft::Applier::waiting) {
                 Some(applier) => applier,

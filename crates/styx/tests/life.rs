@@ -186,7 +186,7 @@ fn two_hundred_at_once_and_what_each_costs() {
         let mut taken = Vec::new();
         let mut kept = vec![pooled.take(&open()).await.unwrap()];
         for _ in 0..20 {
-            assert!(soon(async || pooled.waiting().await == 1).await);
+            assert!(soon(async || pooled.waiting().await.0 == 1).await);
             let at = Instant::now();
             kept.push(pooled.take(&open()).await.unwrap());
             taken.push(at.elapsed());
@@ -226,7 +226,7 @@ async fn holder() {
         let space = styx.take(&open()).await.unwrap();
         space.apply(&open(), 1).await.unwrap();
         space.apply(&allow(&["192.0.2.0/24"], &["80"]), 2).await.unwrap();
-        while styx.waiting().await == 0 {
+        while styx.waiting().await.0 == 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         println!("held {}", space.index);

@@ -15,7 +15,7 @@ fn a_pool_is_filled_and_what_waits_is_closed() {
         let styx = Styx::new(Options { pool: 2, ..Options::default() });
         assert_eq!(world.node.sh("nft list ruleset"), "", "nothing is touched before");
         let first = styx.take(&open()).await.unwrap();
-        assert!(soon(async || styx.waiting().await == 2).await);
+        assert!(soon(async || styx.waiting().await.0 == 2).await);
         let second = styx.take(&open()).await.unwrap();
         let guest = support::Guest::join(&second);
         assert!(!guest.tcp(PUBLIC, 80), "nothing passes before there is a contract");
@@ -93,8 +93,7 @@ fn what_comes_again_waits_under_its_contract() {
 /// Waits until one waits under [`contract`]: where there is one it is taken first.
 async fn settled(styx: &Styx) {
     drop(ready(styx).await);
-    assert!(soon(async || styx.waiting().await == 2).await);
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(soon(async || styx.waiting().await == (2, 1)).await);
 }
 
 #[test]
@@ -133,6 +132,25 @@ fn nobody_gets_anothers() {
             assert!(!guest.tcp(PUBLIC, 80));
         }
         drop((spaces, world));
+    });
+}
+
+#[test]
+fn a_range_that_is_full_gives_up_what_waits_for_others() {
+    in_world(async |world| {
+        // Six pairs of addresses.
+        let range = "10.77.0.0/28".parse().unwrap();
+        let styx = Styx::new(Options { pool: 2, range, ..Options::default() });
+        settled(&styx).await;
+        let other = allow(&["192.0.2.0/24"], &["80"]);
+        let mut all = Vec::new();
+        for _ in 0..6 {
+            let space = styx.take(&other).await.unwrap();
+            space.apply(&other, FIRST_GENERATION).await.unwrap();
+            all.push(space);
+        }
+        assert!(matches!(styx.take(&other).await, Err(styx::StyxError::Full(_))));
+        drop((all, world));
     });
 }
 

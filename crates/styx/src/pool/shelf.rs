@@ -22,7 +22,7 @@ pub(super) enum Step<T> {
     Make,
     /// This one is put under a contract, and comes back.
     Ready(T, Contract),
-    /// Nobody asks for its contract any more.
+    /// Nobody asks for its contract any more, or it has more than its part and another has none.
     Drop(T),
     /// All is as it should be.
     Rest,
@@ -59,10 +59,21 @@ impl<T> Shelf<T> {
         Some(self.waiting.remove(best).1)
     }
 
-    /// Whether there are some left for whoever comes: half of those that belong to nobody.
+    /// Whether there are some left for whoever comes: half of those that are to belong to nobody.
     pub(super) fn is_calm(&self) -> bool {
-        let free = self.waiting.iter().filter(|(under, _)| under.is_none()).count();
-        2 * free >= self.size - self.size / 2
+        let ready = self.ready();
+        2 * (self.waiting.len() - ready) >= self.size - ready
+    }
+
+    /// How many wait under a contract.
+    pub(super) fn ready(&self) -> usize {
+        self.waiting.iter().filter(|(under, _)| under.is_some()).count()
+    }
+
+    /// Gives up one that waits under a contract, the oldest.
+    pub(super) fn give_up(&mut self) -> Option<T> {
+        let at = self.waiting.iter().position(|(under, _)| under.is_some())?;
+        Some(self.waiting.remove(at).1)
     }
 
     /// Nothing waits under this contract any more, until it comes again.
@@ -72,16 +83,23 @@ impl<T> Shelf<T> {
 
     /// What is to be done next. Whoever gets a namespace does it and, unless it is dropped, puts it back.
     pub(super) fn step(&mut self) -> Step<T> {
-        let (mut coming, places) = (self.coming(), self.size / 2);
-        let stale = |under: &Option<Contract>| under.as_ref().is_some_and(|own| !coming.contains(&own));
+        // Twice makes one ready, and once keeps it so.
+        let stale = |under: &Option<Contract>| under.as_ref().is_some_and(|own| !self.asked.contains(own));
         if let Some(at) = self.waiting.iter().position(|(under, _)| stale(under)) {
             return Step::Drop(self.waiting.remove(at).1);
         }
         if self.waiting.len() < self.size {
             return Step::Make;
         }
+        let (places, mut coming) = (self.size / 2, self.coming());
         coming.truncate(places);
         let under = |wanted: Option<&Contract>| self.waiting.iter().filter(|(own, _)| own.as_ref() == wanted).count();
+        let too_many = |own: &Option<Contract>| own.is_some() && under(own.as_ref()) > places.div_ceil(coming.len());
+        if coming.iter().any(|own| under(Some(own)) == 0)
+            && let Some(at) = self.waiting.iter().position(|(own, _)| too_many(own))
+        {
+            return Step::Drop(self.waiting.remove(at).1);
+        }
         // The newest has one more where they do not come out even.
         let share = |rank: usize| places / coming.len() + usize::from(rank < places % coming.len());
         let lacks = coming.iter().enumerate().find(|(rank, own)| under(Some(own)) < share(*rank));
@@ -151,9 +169,7 @@ mod tests {
         start(&mut shelf, &contract(2)).unwrap();
         assert_eq!(settle(&mut shelf, &mut next), [2, 2, 0], "from those for whoever comes");
         start(&mut shelf, &contract(2)).unwrap();
-        assert_eq!(settle(&mut shelf, &mut next)[1..], [2, 0], "no place yet: what is there is not undone");
-        start(&mut shelf, &contract(1)).unwrap();
-        assert_eq!(settle(&mut shelf, &mut next), [2, 1, 1]);
+        assert_eq!(settle(&mut shelf, &mut next), [2, 1, 1], "whoever has all the places makes room");
         for other in 3..19 {
             start(&mut shelf, &contract(other)).unwrap();
             settle(&mut shelf, &mut next);
@@ -163,19 +179,18 @@ mod tests {
 
     #[test]
     fn more_than_there_is_place_for_undo_nothing() {
-        let (mut shelf, mut next) = (Shelf::new(4), 0);
-        let (mut made, mut own) = (0, 0);
-        for round in 0..60 {
-            let contract = contract(round % 3);
-            shelf.asked(&contract);
-            own += usize::from(shelf.waiting.iter().any(|(under, _)| under.as_ref() == Some(&contract)));
-            shelf.take(&contract);
-            let before = next;
-            settle(&mut shelf, &mut next);
-            made += next - before;
+        for (size, many, least) in [(4, 3, 30), (4, 9, 10), (4, 15, 1), (2, 2, 10), (3, 7, 0), (8, 16, 0)] {
+            let (mut shelf, mut next, mut own) = (Shelf::new(size), 0, 0);
+            for round in 0..64 {
+                let contract = contract(round % many);
+                shelf.asked(&contract);
+                own += usize::from(shelf.waiting.iter().any(|(under, _)| under.as_ref() == Some(&contract)));
+                shelf.take(&contract);
+                settle(&mut shelf, &mut next);
+            }
+            let undone = next as usize - 64 + 1 - size;
+            assert!(undone <= size && own >= least, "{size}, {many}: {undone} made for nobody, {own} found their own");
         }
-        assert_eq!(made, 63, "each once, and those that wait at the end");
-        assert!(own >= 30, "{own} of 60 found their own");
     }
 
     #[test]
@@ -187,9 +202,12 @@ mod tests {
         shelf.put(Some(contract(1)), 4);
         let taken: Vec<_> = (0..4).map(|_| shelf.take(&contract(1))).collect();
         assert_eq!(taken, [Some(3), Some(4), Some(2), None]);
-        assert_eq!((shelf.len(), shelf.is_calm()), (1, false));
+        assert_eq!((shelf.len(), shelf.ready(), shelf.is_calm()), (1, 1, false));
         shelf.put(None, 5);
+        assert!(!shelf.is_calm(), "one of three");
+        shelf.put(None, 6);
         assert!(shelf.is_calm());
+        assert_eq!((shelf.give_up(), shelf.give_up()), (Some(1), None));
     }
 
     #[test]

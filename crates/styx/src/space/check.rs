@@ -20,15 +20,11 @@ impl Space {
         self.look(|state, _| nft::verify_here(&state.ruleset)).await
     }
 
-    /// Whether a guest may have one that waited: links and all that goes with them are as they must be, and where a contract
-    /// was put in force in it, [`Self::apply`] will find it so.
+    /// Whether a guest may have one that waited: links and all that goes with them are as they must be, and the rules as they were
+    /// read back, those that let nothing pass or those of this contract.
     pub(crate) async fn check_waiting(&self, contract: &Contract) -> Result<(), StyxError> {
         let contract = contract.clone();
-        self.look(move |state, site| match state.edition {
-            None => Ok(()),
-            Some(_) => state.holds(&rules::ruleset(&contract, FIRST_GENERATION, site)),
-        })
-        .await
+        self.look(move |state, site| state.ready_for(&rules::ruleset(&contract, FIRST_GENERATION, site))).await
     }
 
     /// `rules` looks at these.

@@ -95,6 +95,7 @@ struct Made {
     index: u32,
     outer: Ipv4Addr,
     applier: nft::Applier,
+    edition: u32,
 }
 
 /// On a thread of its own, whose namespace it changes.
@@ -105,7 +106,9 @@ fn make(place: &Place, next: &AtomicU32) -> Result<Made, StyxError> {
     let tap = tap::make()?;
     // Before any link is up.
     let dormant = rules::dormant();
-    nft::apply_here(&rules::replace(&dormant, ""), &dormant)?;
+    nft::run("apply rules", &["-f", "-"], &rules::replace(&dormant, ""))?;
+    let edition = nft::edition()?;
+    nft::verify_here(&dormant)?;
     let links = Links::here()?;
     let all = capacity(place.range);
     let index = (0..all).find_map(|_| {
@@ -123,18 +126,19 @@ fn make(place: &Place, next: &AtomicU32) -> Result<Made, StyxError> {
     enter(&namespace)?;
     inside(&links, near, outer)?;
     let applier = nft::Applier::here()?;
-    Ok(Made { namespace, tap, sockets, index, outer, applier })
+    Ok(Made { namespace, tap, sockets, index, outer, applier, edition })
 }
 
 impl Space {
     /// A fresh one, dormant and verified.
     pub(crate) async fn make(place: Place, next: Arc<AtomicU32>) -> Result<Self, StyxError> {
         let theirs = place.clone();
-        let Made { namespace, tap, sockets, index, outer, applier } = on_thread(move || make(&theirs, &next)).await?;
+        let made = on_thread(move || make(&theirs, &next)).await?;
+        let Made { namespace, tap, sockets, index, outer, applier, edition } = made;
         let events = Events::new(sockets)?;
         events.forget();
         let tap = Some(Arc::new(tap));
-        let state = State { applier: Some(applier), ..State::dormant(false) };
+        let state = State { applier: Some(applier), edition: Some(edition), ..State::dormant(false) };
         Ok(Self { namespace, tap, index, outer, place, events, state: Arc::new(Mutex::new(state)) })
     }
 
