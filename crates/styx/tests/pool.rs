@@ -145,7 +145,14 @@ fn a_range_that_is_full_gives_up_what_waits_for_others() {
         let other = allow(&["192.0.2.0/24"], &["80"]);
         let mut all = Vec::new();
         for _ in 0..6 {
-            let space = styx.take(&other).await.unwrap();
+            // Whoever fills the pool may have one in its hands just now: it is there the next time.
+            let mut taken = None;
+            let mut take = async || {
+                taken = styx.take(&other).await.ok();
+                taken.is_some()
+            };
+            assert!(soon(&mut take).await);
+            let space = taken.unwrap();
             space.apply(&other, FIRST_GENERATION).await.unwrap();
             all.push(space);
         }
