@@ -90,10 +90,15 @@ fn what_comes_again_waits_under_its_contract() {
     });
 }
 
-/// Waits until one waits under [`contract`]: where there is one it is taken first.
+/// Waits until one waits under [`contract`], and one for whoever comes; on a machine that has much to do as well.
 async fn settled(styx: &Styx) {
-    drop(ready(styx).await);
-    assert!(soon(async || styx.waiting().await == (2, 1)).await);
+    for _ in 0..10 {
+        drop(ready(styx).await);
+        if soon(async || styx.waiting().await == (2, 1)).await {
+            return;
+        }
+    }
+    panic!("{:?} wait", styx.waiting().await);
 }
 
 #[test]
@@ -151,7 +156,11 @@ fn a_range_that_is_full_gives_up_what_waits_for_others() {
                 taken = styx.take(&other).await.ok();
                 taken.is_some()
             };
-            assert!(soon(&mut take).await);
+            for _ in 0..10 {
+                if soon(&mut take).await {
+                    break;
+                }
+            }
             let space = taken.unwrap();
             space.apply(&other, FIRST_GENERATION).await.unwrap();
             all.push(space);
