@@ -39,9 +39,14 @@ impl Place {
     /// What rules depend on beside a contract, by the node as it is now. The calling thread is in its namespace then.
     fn site(&self, outer: Ipv4Addr) -> Result<Site, StyxError> {
         enter(&self.node)?;
-        let addresses = Links::here()?.addresses()?.into_iter().map(|(_, net)| net.addr());
+        Ok(self.site_among(outer, &Links::here()?.addresses()?))
+    }
+
+    /// The same where the node's addresses are known.
+    fn site_among(&self, outer: Ipv4Addr, addresses: &[(u32, Ipv4Net)]) -> Site {
+        let addresses = addresses.iter().map(|(_, net)| net.addr());
         let host_addresses = addresses.filter(|address| !self.range.contains(address)).collect();
-        Ok(Site { outer, range: self.range, host_addresses, without: self.without })
+        Site { outer, range: self.range, host_addresses, without: self.without }
     }
 }
 
@@ -101,7 +106,7 @@ impl State {
         let before = match (self.awake(), self.used) {
             // What went through by other rules would have their mark: there is nothing to mend.
             (true, false) => {
-                self.ready_for(&ruleset)?;
+                self.ready_for(|own| own == ruleset)?;
                 Before::These
             }
             (true, true) => Before::Rules(self.ruleset.clone()),
@@ -113,10 +118,10 @@ impl State {
         Ok(())
     }
 
-    /// Whether a guest may have what waits here, and then this ruleset: it is the very one or none is there yet, and there was
-    /// no transaction in the namespace since that was read back.
-    fn ready_for(&self, ruleset: &str) -> Result<(), StyxError> {
-        let same = !self.awake() || self.ruleset == ruleset;
+    /// Whether a guest may have what waits here: no contract or, as `is` tells of its ruleset, its own; and there was no
+    /// transaction in the namespace since that was read back.
+    fn ready_for(&self, is: impl FnOnce(&str) -> bool) -> Result<(), StyxError> {
+        let same = !self.awake() || is(&self.ruleset);
         if same && self.edition == Some(nft::edition()?) {
             return Ok(());
         }

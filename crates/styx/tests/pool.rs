@@ -217,5 +217,6 @@ fn what_each_costs() {
         }
         let (blank, under) = (blank[blank.len() / 2], under[under.len() / 2]);
         eprintln!("medians, taken and under their contract: {under:?} where it waited, {blank:?} where it did not");
+        assert!(2 * under < blank);
     });
 }

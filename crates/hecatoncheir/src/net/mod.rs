@@ -143,7 +143,8 @@ impl Networks {
 }
 
 /// A network whose contract is put in force beside all else that a start takes. Nothing passes before, or that contract was in
-/// force already: a guest that boots meets a card that leads nowhere yet or where it shall, and one that is restored goes on only when it is spoken to, which is after this.
+/// force already: a guest that boots meets a card that leads nowhere yet or where it shall, and one that is restored goes on
+/// only when it is spoken to, which is after this.
 pub(crate) struct Coming {
     pub(crate) namespace: Arc<OwnedFd>,
     /// The guest's peer.

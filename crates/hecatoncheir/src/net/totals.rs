@@ -54,7 +54,7 @@ impl Totals {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A network that is added up from now on. Its contract was just put in force, with which counters begin.
+    /// A network that is added up from now on. Its counters began with its contract, which may have waited for it.
     pub(super) fn meter(self: &Arc<Self>, space: Arc<Space>) -> Arc<Metered> {
         let (refused, mended, told) = (Arc::default(), AtomicU64::new(0), tokio::sync::Mutex::default());
         let metered = Arc::new(Metered { space, refused, mended, totals: self.clone(), told });

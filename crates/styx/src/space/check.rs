@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use ipnet::Ipv4Net;
 use tartarus_types::Contract;
 
 use super::make::{changed_setting, inside, near_name, pair, settings};
@@ -24,24 +25,28 @@ impl Space {
     /// read back, those that let nothing pass or those of this contract.
     pub(crate) async fn check_waiting(&self, contract: &Contract) -> Result<(), StyxError> {
         let contract = contract.clone();
-        self.look(move |state, site| state.ready_for(&rules::ruleset(&contract, FIRST_GENERATION, site))).await
+        self.look(move |state, site| state.ready_for(|own| own == rules::ruleset(&contract, FIRST_GENERATION, &site())))
+            .await
     }
 
-    /// `rules` looks at these.
+    /// `rules` looks at these, with what they depend on if it asks.
     async fn look<F>(&self, rules: F) -> Result<(), StyxError>
     where
-        F: FnOnce(&State, &Site) -> Result<(), StyxError> + Send + 'static,
+        F: FnOnce(&State, &dyn Fn() -> Site) -> Result<(), StyxError> + Send + 'static,
     {
         let (namespace, place) = (self.namespace.clone(), self.place.clone());
         let (index, (near, outer)) = (self.index, pair(self.place.range, self.index));
         let state = self.state.clone().lock_owned().await;
         on_thread(move || {
-            let site = place.site(outer)?;
-            is_up(&Links::here()?, &near_name(index), near)?;
+            enter(&place.node)?;
+            let links = Links::here()?;
+            let nodes = links.addresses()?;
+            is_up(&links, &nodes, &near_name(index), near)?;
             enter(&namespace)?;
             let links = Links::here()?;
-            is_up(&links, "tap0", GATEWAY)?;
-            is_up(&links, "eth0", outer)?;
+            let own = links.addresses()?;
+            is_up(&links, &own, "tap0", GATEWAY)?;
+            is_up(&links, &own, "eth0", outer)?;
             let way = links.routes()?.into_iter().any(|route| route.to.prefix_len() == 0 && route.via == Some(near));
             if !way {
                 return Err(StyxError::Changed("its default route is gone".to_owned()));
@@ -49,7 +54,7 @@ impl Space {
             if let Some(setting) = changed_setting() {
                 return Err(StyxError::Changed(setting));
             }
-            rules(&state, &site)
+            rules(&state, &|| place.site_among(outer, &nodes))
         })
         .await
     }
@@ -84,12 +89,12 @@ impl Space {
     }
 }
 
-/// Whether a link is there, up, and has its address.
-fn is_up(links: &Links, name: &str, address: Ipv4Addr) -> Result<(), StyxError> {
+/// Whether a link is there, up, and has its address among those of its namespace.
+fn is_up(links: &Links, addresses: &[(u32, Ipv4Net)], name: &str, address: Ipv4Addr) -> Result<(), StyxError> {
     let link = links.find(name)?.ok_or_else(|| StyxError::Lost(format!("there is no link {name}")))?;
     if !link.up {
         return Err(StyxError::Changed(format!("the link {name} is down")));
     }
-    let has = links.addresses()?.iter().any(|(index, net)| *index == link.index && net.addr() == address);
+    let has = addresses.iter().any(|(index, net)| *index == link.index && net.addr() == address);
     if has { Ok(()) } else { Err(StyxError::Changed(format!("the link {name} has lost the address {address}"))) }
 }
