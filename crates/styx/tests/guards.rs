@@ -15,6 +15,8 @@ use tartarus_types::Contract;
 
 /// Another sandbox's address, where something answers.
 const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(198, 18, 200, 1);
+/// One that nobody but a route on the node knows to be there.
+const ROUTED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 60);
 
 fn contract(guard: Guard) -> Contract {
     let mut contract = match guard {
@@ -150,8 +152,12 @@ async fn attempt(guard: Guard, world: &mut World, space: &Space, guest: &Guest) 
         }
         Guard::Neighbours => {
             let other = neighbour(world);
-            world.servers.add(&other, &[NEIGHBOUR]);
-            guest.tcp(NEIGHBOUR, 80)
+            other.sh(&format!("ip addr add {ROUTED}/32 dev lo"));
+            world.node.sh(&format!("ip route replace {ROUTED}/32 via {NEIGHBOUR}"));
+            world.servers.add(&other, &[NEIGHBOUR, ROUTED]);
+            let [near, routed] = [NEIGHBOUR, ROUTED].map(|to| guest.tcp(to, 80));
+            assert_eq!(near, routed, "by its range and by its link");
+            near
         }
         Guard::ReversePath => {
             // Behind the link of a sandbox whose own rules are gone.

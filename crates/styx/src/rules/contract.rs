@@ -147,6 +147,9 @@ impl Rules<'_> {
     fn forward(&self) -> Vec<String> {
         vec![
             HOOKS[2].1.to_owned(),
+            // Most packets are of a connection that is known. That one is from the guest its address says, which the ingress saw to,
+            // without asking for the link.
+            format!("ip saddr {GUEST} {}", self.known("ct state established,new")),
             // To its own side again it could go to networks only that no sandbox reaches.
             "iif \"tap0\" goto outbound".to_owned(),
             "iif \"eth0\" oif \"tap0\" goto inbound".to_owned(),
@@ -155,10 +158,8 @@ impl Rules<'_> {
 
     /// From the guest: what this contract let through before, and what it lets through.
     fn outbound(&self) -> Vec<String> {
-        // Most packets are of a connection that is known, and meet one rule.
-        let mut rules = vec![self.known("ct state established,new")];
         // Of no connection: it would leave with the guest's own address.
-        rules.push("ct state invalid,untracked counter name \"invalid\" drop".to_owned());
+        let mut rules = vec!["ct state invalid,untracked counter name \"invalid\" drop".to_owned()];
         rules.extend(self.unless(
             Guard::Protocols,
             &[

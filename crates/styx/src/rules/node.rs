@@ -26,17 +26,18 @@ fn whole(range: Ipv4Net, without: Option<Guard>, known: Option<&str>) -> String 
     let rules = |hook: &str, rules: Vec<Option<String>>| -> Vec<String> {
         std::iter::once(hook.to_owned()).chain(rules.into_iter().flatten()).collect()
     };
-    let known = || known.map(str::to_owned);
     let prerouting = rules(
         // Once it is known which connection a packet is of, and before anybody's DNAT, so that ports that the host publishes
         // are covered too.
         "type filter hook prerouting priority -199; policy accept;",
-        vec![known(), Some("iifname \"tt*\" goto sandboxes".to_owned())],
+        vec![known.map(str::to_owned), Some("iifname \"tt*\" goto sandboxes".to_owned())],
     );
     let sandboxes: Vec<String> = [
         // Only what is somewhere else: nothing local, no broadcast.
         unless(Guard::HostLocal, "fib daddr type != unicast counter drop"),
         unless(Guard::ReversePath, "fib saddr . iif oif missing counter drop"),
+        // By its link, whatever address somebody gave it.
+        unless(Guard::Neighbours, "fib daddr oifname \"tt*\" counter drop"),
         // The check of the path stands in for a sandbox, and its world is in the range.
         Some(format!("ip daddr @never iifname != \"{PROBE}\" counter drop")),
     ]
@@ -46,10 +47,6 @@ fn whole(range: Ipv4Net, without: Option<Guard>, known: Option<&str>) -> String 
     let input = rules(
         "type filter hook input priority filter; policy accept;",
         vec![unless(Guard::HostLocal, "iifname \"tt*\" counter drop")],
-    );
-    let forward = rules(
-        "type filter hook forward priority filter; policy accept;",
-        vec![known(), unless(Guard::Neighbours, "oifname \"tt*\" iifname \"tt*\" counter drop")],
     );
     let postrouting = rules(
         "type nat hook postrouting priority srcnat; policy accept;",
@@ -62,7 +59,6 @@ fn whole(range: Ipv4Net, without: Option<Guard>, known: Option<&str>) -> String 
             chain("prerouting", &prerouting),
             chain("sandboxes", &sandboxes),
             chain("input", &input),
-            chain("forward", &forward),
             chain("postrouting", &postrouting),
         ],
     )
@@ -81,7 +77,7 @@ mod tests {
     fn only_what_was_there_from_the_beginning_trusts_connections() {
         let range = "198.18.0.0/16".parse().unwrap();
         let (trusts, judges) = (node(range, None), node_anew(range, None));
-        assert_eq!(trusts.matches("established").count(), 2);
+        assert_eq!(trusts.matches("established").count(), 1);
         assert_eq!(trusts.replace(&format!("\t\t{KNOWN}\n"), ""), judges);
     }
 
