@@ -1,13 +1,20 @@
 //! A sandbox beside one that takes all it can get keeps what it had.
 
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::harness::Server;
+use crate::harness::{Server, wait};
 
-/// How long a sandbox works for one figure, seconds of its own clock.
-const SECONDS: u32 = 2;
+/// Turns of a loop in half a second, each time that it is asked.
+const LOOP: &str = "
+import sys, time
+for line in sys.stdin:
+    end, turns = time.monotonic() + 0.5, 0
+    while time.monotonic() < end: turns += 1
+    print(turns, flush=True)";
 /// Pairs of figures: alone, and beside the other.
-const PAIRS: usize = 3;
+const PAIRS: usize = 24;
 
 /// What takes all it can get, each with one processor.
 const ATTACKERS: [(&str, &str); 4] = [
@@ -38,21 +45,50 @@ while True:
 /// What a sandbox did in a while.
 #[derive(Clone, Copy)]
 struct Work {
-    /// Turns of a loop. On a host that others use as well it is theirs too: two plain processes on the two processors of the
-    /// machine that this was written on had from 0.46 to 1.09 of the speed of one.
+    /// Turns of a loop. On a host that others use as well it is theirs too: of two plain processes on the two processors of the
+    /// machine that this was written on, one had from 0.46 to 1.31 of its speed alone.
     speed: f64,
     /// Processor time of its hypervisor in a second: what a cell can keep for it.
     time: f64,
 }
 
-fn work(server: &Server, id: &str) -> Work {
-    let code = format!(
-        "import time\nend = time.monotonic() + {SECONDS}\nturns = 0\nwhile time.monotonic() < end: turns += 1\nprint(turns)"
-    );
-    let pid = server.json(&["inspect", id, "--json"])["hypervisor_pid"].as_u64().unwrap();
-    let (begin, before) = (Instant::now(), processor_time(pid));
-    let speed = server.ok(&["exec", id, "--", "python3", "-c", &code]).parse().unwrap();
-    Work { speed, time: (processor_time(pid) - before) / begin.elapsed().as_secs_f64() }
+/// A sandbox that works when it is asked to.
+struct Worker {
+    id: String,
+    hypervisor: u64,
+    command: Child,
+    ask: ChildStdin,
+    answer: BufReader<ChildStdout>,
+}
+
+impl Worker {
+    fn start(server: &Server) -> Self {
+        let id = server.ok(&["create", "python"]);
+        let hypervisor = server.until(&id, &["running"])["hypervisor_pid"].as_u64().unwrap();
+        let mut command = server.cli(&["exec", "--interactive", &id, "--", "python3", "-c", LOOP]);
+        let mut command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (ask, answer) = (command.stdin.take().unwrap(), BufReader::new(command.stdout.take().unwrap()));
+        let mut worker = Self { id, hypervisor, command, ask, answer };
+        // The first one waits for the program.
+        worker.work();
+        worker
+    }
+
+    fn work(&mut self) -> Work {
+        let (begin, before) = (Instant::now(), processor_time(self.hypervisor));
+        self.ask.write_all(b"\n").unwrap();
+        let mut turns = String::new();
+        self.answer.read_line(&mut turns).unwrap();
+        let time = (processor_time(self.hypervisor) - before) / begin.elapsed().as_secs_f64();
+        Work { speed: turns.trim().parse().unwrap(), time }
+    }
+
+    fn end(self, server: &Server) {
+        let Self { id, ask, mut command, .. } = self;
+        drop(ask);
+        assert!(wait(&mut command, Duration::from_secs(30)).success());
+        server.ok(&["rm", &id]);
+    }
 }
 
 /// Of a process so far, in seconds.
@@ -67,63 +103,69 @@ fn attacker(server: &Server, code: &str) -> String {
     server.ok(&["run", "python", "--detach", "--timeout", "5m", "--", "python3", "-c", code])
 }
 
-fn neighbour(server: &Server) -> String {
-    let id = server.ok(&["create", "python"]);
-    server.until(&id, &["running"]);
-    id
-}
-
 fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures[figures.len() / 2]
 }
 
-/// The medians of what it kept, of its speed and of its processor time.
-fn kept(pairs: &[(Work, Work)]) -> (f64, f64) {
-    let of = |what: fn(Work) -> f64| median(pairs.iter().map(|(beside, alone)| what(*beside) / what(*alone)).collect());
-    (of(|work| work.speed), of(|work| work.time))
+/// What it kept of its speed, in each pair.
+fn speeds(pairs: &[(Work, Work)]) -> Vec<f64> {
+    pairs.iter().map(|(beside, alone)| beside.speed / alone.speed).collect()
+}
+
+/// What it kept of its processor time, in all of them: a slice has few ticks.
+fn time(pairs: &[(Work, Work)]) -> f64 {
+    let sum = |of: fn(&(Work, Work)) -> f64| pairs.iter().map(of).sum::<f64>();
+    sum(|(beside, _)| beside.time) / sum(|(_, alone)| alone.time)
 }
 
 #[test]
-fn a_neighbour_keeps_nine_tenths_of_its_processor_beside_one_attacker() {
+fn a_neighbour_keeps_nine_tenths_beside_one_attacker() {
     let server = Server::start();
-    let id = neighbour(&server);
+    let mut worker = Worker::start(&server);
     let mut all = Vec::new();
     for (name, code) in ATTACKERS {
         let other = attacker(&server, code);
         server.until(&other, &["running"]);
         // Its first seconds are its start.
         std::thread::sleep(Duration::from_secs(2));
-        let mut pairs = Vec::new();
-        for _ in 0..PAIRS {
-            let beside = work(&server, &id);
+        let pair = |_| {
+            let beside = worker.work();
             server.ok(&["pause", &other]);
-            let alone = work(&server, &id);
+            let alone = worker.work();
             server.ok(&["resume", &other]);
-            pairs.push((beside, alone));
-        }
-        let (speed, time) = kept(&pairs);
-        eprintln!("{name}: {time:.2} of the processor time that it has alone, {speed:.2} of the speed");
-        all.push((name, time));
+            (beside, alone)
+        };
+        let pairs: Vec<_> = (0..PAIRS).map(pair).collect();
+        let (time, speeds) = (time(&pairs), speeds(&pairs));
+        let slow = speeds.iter().filter(|speed| **speed < 0.9).count();
+        let speed = median(speeds);
+        eprintln!(
+            "{name}: {time:.2} of the processor time that it has alone, {speed:.2} of the speed; {slow} of {PAIRS} below 0.90"
+        );
+        all.push((name, time, speed, slow));
         server.ok(&["kill", &other]);
     }
-    assert!(all.iter().all(|(_, time)| *time >= 0.9), "{all:.2?}");
-    server.ok(&["rm", &id]);
+    worker.end(&server);
+    assert!(all.iter().all(|(_, time, ..)| *time >= 0.9), "{all:.2?}");
+    // Of a median of 0.9 and more half may be slower. A host that others use moves a figure by a quarter, so it is missed for
+    // certain where three quarters are.
+    assert!(all.iter().all(|(.., slow)| *slow <= PAIRS * 3 / 4), "{all:.2?}");
 }
 
 /// Five that want a processor each, on as many as there are.
 #[test]
 fn beside_all_of_them_it_keeps_its_share() {
     let server = Server::start();
-    let id = neighbour(&server);
-    let alone = work(&server, &id);
+    let mut worker = Worker::start(&server);
+    let alone: Vec<Work> = (0..PAIRS / 2).map(|_| worker.work()).collect();
     let others = ATTACKERS.map(|(_, code)| attacker(&server, code));
     for other in &others {
         server.until(other, &["running"]);
     }
     std::thread::sleep(Duration::from_secs(2));
-    let pairs: Vec<_> = (0..PAIRS).map(|_| (work(&server, &id), alone)).collect();
-    let (speed, time) = kept(&pairs);
+    let pairs: Vec<_> = alone.into_iter().map(|alone| (worker.work(), alone)).collect();
+    let (time, speed) = (time(&pairs), median(speeds(&pairs)));
     let processors = std::thread::available_parallelism().map_or(1, usize::from) as f64;
     let share = (processors / (1 + others.len()) as f64).min(1.0);
     eprintln!(
@@ -134,5 +176,5 @@ fn beside_all_of_them_it_keeps_its_share() {
     for other in &others {
         server.ok(&["kill", other]);
     }
-    server.ok(&["rm", &id]);
+    worker.end(&server);
 }
