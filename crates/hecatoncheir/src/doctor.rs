@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tartarus_api::doctor::{Check, Status};
-use tartarus_runtime::cell::Cell;
+use tartarus_runtime::cell::{self, Cell};
 use tartarus_runtime::host::Tsc;
 use tartarus_runtime::supervisor::Program;
 use tartarus_runtime::{firecracker, qemu};
@@ -121,7 +121,7 @@ async fn cell(dir: PathBuf) -> Check {
     };
     let tried =
         tokio::task::spawn_blocking(move || match Cell::open(&dir, &program, None).map_err(|e| e.to_string())? {
-            None => Ok(false),
+            None => cell::check_without_cell(&program).map(|()| false),
             Some(cell) => cell.check(&program).map(|()| true),
         });
     let tried = match tokio::time::timeout(CELL, tried).await {
@@ -133,9 +133,14 @@ async fn cell(dir: PathBuf) -> Check {
             check("cell", Status::Ok, "each hypervisor has a user id, files, limits and namespaces of its own", None)
         }
         Ok(false) => {
-            let advice =
-                "it runs as this user, with both filters of system calls and no new privileges; root can lock it up";
+            let advice = "it runs as this user, who sees the host's files, processes and network, with both filters of system \
+                          calls and no new privileges; root can lock it up";
             check("cell", Status::Warn, "not as an ordinary user", Some(advice))
+        }
+        Err(why) if why.contains(cell::FILTER) => {
+            let advice = "no sandbox starts without it: it takes a kernel with CONFIG_SECCOMP_FILTER, and whoever starts the \
+                          server must let it be used";
+            check("cell", Status::Fail, why, Some(advice))
         }
         Err(why) => {
             let advice = "no sandbox starts as root without it: allow the server namespaces and mounts (CAP_SYS_ADMIN), or \

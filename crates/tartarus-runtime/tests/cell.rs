@@ -5,14 +5,14 @@ mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use support::conformance::Subject;
 use support::qemu;
 use support::tiny::{machine, wait_for_letters};
 use support::wire::wire;
 use support::{namespaces, status};
-use tartarus_runtime::cell::{Cell, FIRST_UID, UIDS};
+use tartarus_runtime::cell::{Cell, FILTER, FIRST_UID, UIDS, check_without_cell};
 use tartarus_runtime::qemu::Qemu;
 use tartarus_runtime::{Cause, Deadlines, Driver, Machine, Vm};
 
@@ -142,6 +142,63 @@ async fn a_kernel_that_filters_no_system_calls_starts_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let why = driver.boot(&machine(dir.path()), Deadlines::default()).await.err().unwrap().to_string();
     assert!(why.contains("its filter of system calls") && why.contains("not implemented"), "{why}");
+    // Nor does `doctor` say otherwise to whoever makes no cells.
+    assert_eq!(check_without_cell(&driver.program), Ok(()));
+    let said = support::tried_without_seccomp(&driver.program);
+    assert!(said.starts_with("Err") && said.contains(FILTER) && said.contains("not implemented"), "{said}");
+}
+
+#[tokio::test]
+async fn the_limits_of_a_machine_are_those_of_its_group() {
+    let cells = tempfile::tempdir().unwrap();
+    let Some(driver) = qemu(cells.path(), true) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let vm = boot(&driver, dir.path()).await;
+    let uid = status(Path::new(&format!("/proc/{}", vm.pid())))["Uid"].split_whitespace().next().unwrap().to_owned();
+    let parent = driver.cell.as_ref().unwrap().groups.parent.clone();
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let points = mounts.lines().filter(|line| line.contains(" cgroup")).filter_map(|line| line.split(' ').nth(1));
+    let groups: Vec<PathBuf> = points.map(|point| Path::new(point).join(&parent).join(&uid)).collect();
+    let read = |file: &str| groups.iter().find_map(|group| fs::read_to_string(group.join(file)).ok());
+    let numbers = |one: &str, two: &str| -> Vec<u64> {
+        let text = read(one).or_else(|| read(two)).unwrap_or_else(|| panic!("no {one} in {groups:?}"));
+        text.split_whitespace().map(|number| number.parse().unwrap()).collect()
+    };
+    let memory = machine(dir.path()).memory_mib;
+    let bytes = numbers("memory.limit_in_bytes", "memory.max")[0];
+    assert!((u64::from(memory) << 20..u64::from(memory + 160) << 20).contains(&bytes), "{bytes}");
+    // One processor, and some of another for the hypervisor's own work.
+    let quota = match read("cpu.cfs_period_us") {
+        Some(period) => vec![numbers("cpu.cfs_quota_us", "")[0], period.trim().parse().unwrap()],
+        None => numbers("", "cpu.max"),
+    };
+    assert!((quota[1]..=2 * quota[1]).contains(&quota[0]), "{quota:?}");
+    assert!(numbers("pids.max", "")[0] < 128);
+    end(vm).await;
+    assert_eq!(read("pids.max"), None, "its group goes with it");
+}
+
+/// Of a start, in pairs: medians, since a host that others use moves single ones by more.
+#[tokio::test]
+async fn a_cell_costs_at_most_ten_milliseconds() {
+    let cells = tempfile::tempdir().unwrap();
+    let Some(with) = qemu(cells.path(), true) else { return };
+    let without = Qemu { cell: None, supervisor: support::supervisor(), ..with.clone() };
+    let mut more = Vec::new();
+    for round in 0..30 {
+        let mut took = [0.0, 0.0];
+        for one in [round % 2, 1 - round % 2] {
+            let dir = tempfile::tempdir().unwrap();
+            let begin = Instant::now();
+            let vm = boot([&without, &with][one], dir.path()).await;
+            took[one] = begin.elapsed().as_secs_f64() * 1000.0;
+            end(vm).await;
+        }
+        more.push(took[1] - took[0]);
+    }
+    more.sort_by(f64::total_cmp);
+    eprintln!("a cell costs {:.1} ms; middle half {:.1} .. {:.1}", more[15], more[7], more[22]);
+    assert!(more[15] <= 10.0, "{more:.1?}");
 }
 
 /// In a mount namespace of this test's own thread, where one hierarchy cannot be written.

@@ -30,6 +30,7 @@ pub(crate) struct Server {
     pub(crate) data: PathBuf,
     root: tempfile::TempDir,
     args: Vec<String>,
+    env: Vec<(&'static str, PathBuf)>,
     test: String,
     /// Lines of logs of earlier processes of this server.
     log: PathBuf,
@@ -52,6 +53,13 @@ impl Server {
         Self::prepare(args, false).up()
     }
 
+    /// A server whose Firecracker is that program.
+    pub(crate) fn start_with_firecracker(args: &[&str], program: &Path) -> Self {
+        let mut server = Self::prepare(args, true);
+        server.env.push(("TARTARUS_FIRECRACKER", program.to_owned()));
+        server.up()
+    }
+
     fn up(mut self) -> Self {
         self.spawn();
         self
@@ -68,7 +76,7 @@ impl Server {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let test = std::thread::current().name().unwrap_or("?").to_owned();
         let (url, log) = (format!("http://127.0.0.1:{port}"), root.path().join("up.log"));
-        Self { child: None, url, data, root, args, test, log }
+        Self { child: None, url, data, root, args, env: Vec::new(), test, log }
     }
 
     /// Starts the server's process on the same folder and port, and waits until it is ready.
@@ -79,6 +87,7 @@ impl Server {
             .args(["up", "--data", self.data.to_str().unwrap(), "--listen", self.url.trim_start_matches("http://")])
             .args(&self.args)
             .env("HOME", self.root.path())
+            .envs(self.env.iter().cloned())
             .env_remove("XDG_STATE_HOME")
             .stdout(Stdio::piped())
             .stderr(log)

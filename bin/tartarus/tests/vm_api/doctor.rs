@@ -58,3 +58,41 @@ fn the_driver_is_chosen_by_booting_the_kernel_and_remembered() {
     let record = server.until(&id, &["succeeded", "failed"]);
     assert_eq!((record["state"].as_str(), record["driver"].as_str()), (Some("succeeded"), Some(driver.as_str())));
 }
+
+/// Programs that do no more than tell their versions: what is looked at before either is used.
+#[test]
+fn a_firecracker_that_does_not_fit_is_named_and_starts_nothing() {
+    if std::fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
+        return skip("Firecracker is not looked at: there is no /dev/kvm that can be opened");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let program = |name: &str, says: &str| {
+        let (path, new) = (dir.path().join(name), dir.path().join("new"));
+        std::fs::write(&new, format!("#!/bin/sh\necho {says}\n")).unwrap();
+        std::fs::set_permissions(&new, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::rename(new, &path).unwrap();
+        path
+    };
+    let server =
+        Server::start_with_firecracker(&["--driver", "firecracker"], &program("firecracker", "Firecracker v1.16.1"));
+    let refused = |why: &str| {
+        let doctor = server.run(&["doctor", "--json"]);
+        assert_eq!(doctor.status.code(), Some(1), "no driver at all: {doctor:?}");
+        let report = serde_json::from_slice(&doctor.stdout).unwrap();
+        let line = check(&report, "firecracker");
+        assert_eq!(line["status"], "warn", "{line}");
+        assert!(line["found"].as_str().unwrap().contains(why), "{line}");
+        assert!(line["advice"].as_str().unwrap().contains("jailer of the same release"), "{line}");
+        let run = server.run(&["run", "python", "--", "true"]);
+        let said = String::from_utf8_lossy(&run.stderr);
+        assert_eq!(run.status.code(), Some(125), "{said}");
+        assert!(said.contains(why), "{said}");
+        server.nothing_left();
+    };
+    refused("there is no jailer beside");
+    program("jailer", "Jailer v1.16.0");
+    refused("install both of one release");
+    program("firecracker", "Firecracker v1.15.9");
+    program("jailer", "Jailer v1.15.9");
+    refused("install one from 1.16 on");
+}

@@ -3,7 +3,7 @@
 
 use std::io::BufRead;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::harness::{BINARY, fixtures, output, signal, skip, wait};
@@ -47,6 +47,18 @@ impl Account {
         command
     }
 
+    /// A server of the account's that is ready.
+    fn up(&self, driver: &str) -> Child {
+        let log = std::fs::File::options().append(true).create(true).open(self.file("up.log")).unwrap();
+        let mut up = self.command(&self.file("tartarus"), &["up", "--listen", "127.0.0.1:0", "--driver", driver]);
+        let mut up = up.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let mut first = String::new();
+        std::io::BufReader::new(up.stdout.take().unwrap()).read_line(&mut first).unwrap();
+        let log = std::fs::read_to_string(self.file("up.log"));
+        assert!(first.starts_with("Tartarus is ready at "), "{first} {log:?}");
+        up
+    }
+
     fn tartarus(&self, args: &[&str]) -> std::process::Output {
         output(self.command(&self.file("tartarus"), args))
     }
@@ -60,7 +72,9 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        let _ = root(&["userdel", NAME]);
+        // What a test that failed left running.
+        let _ = root(&["pkill", "-KILL", "--uid", NAME]);
+        let _ = root(&["userdel", "--force", NAME]);
     }
 }
 
@@ -70,26 +84,21 @@ fn an_ordinary_user_imports_a_tar_and_runs_a_command() {
         return skip("making an account needs root");
     }
     let account = Account::make();
-    let mut up = account
-        .command(&account.file("tartarus"), &["up", "--listen", "127.0.0.1:0", "--driver", "qemu-tcg"])
-        .stdout(Stdio::piped())
-        .stderr(std::fs::File::create(account.file("up.log")).unwrap())
-        .spawn()
-        .unwrap();
-    let mut first = String::new();
-    let stdout = up.stdout.take().unwrap();
-    std::io::BufReader::new(stdout).read_line(&mut first).unwrap();
+    let mut up = account.up("qemu-tcg");
     let log = || std::fs::read_to_string(account.file("up.log")).unwrap_or_default();
-    assert!(first.starts_with("Tartarus is ready at "), "{first} {}", log());
-
     let doctor: serde_json::Value = serde_json::from_str(&account.ok(&["doctor", "--json"])).unwrap();
     let check = |name: &str| doctor["checks"].as_array().unwrap().iter().find(|c| c["name"] == name).cloned().unwrap();
     assert_eq!(check("privileges")["status"], "warn", "{doctor}");
     assert!(check("privileges")["advice"].as_str().unwrap().contains("cgroup"), "{doctor}");
+    assert_eq!(check("cell")["status"], "warn", "{doctor}");
+    for open in ["files", "processes", "network"] {
+        assert!(check("cell")["advice"].as_str().unwrap().contains(open), "{doctor}");
+    }
     assert_eq!(check("subuid")["status"], "ok", "{doctor}");
     let device =
         std::fs::metadata("/dev/kvm").map(|device| std::os::unix::fs::PermissionsExt::mode(&device.permissions()));
-    if device.as_ref().is_ok_and(|mode| mode & 0o006 == 0) {
+    let closed = device.is_ok_and(|mode| mode & 0o006 == 0);
+    if closed {
         assert_eq!(check("kvm")["status"], "warn", "{doctor}");
         assert!(check("kvm")["found"].as_str().unwrap().contains("Permission denied"), "{doctor}");
         assert!(check("kvm")["advice"].as_str().unwrap().contains("usermod -aG kvm"), "{doctor}");
@@ -117,6 +126,10 @@ fn an_ordinary_user_imports_a_tar_and_runs_a_command() {
     assert_eq!(String::from_utf8_lossy(&run.stdout), "0\n1000\n", "{run:?} {}", log());
     assert_eq!(run.status.code(), Some(4));
     assert!(log().contains("guest ready"));
+    let refused =
+        account.tartarus(&["run", "--net", "allow", "--allow-cidr", "198.51.100.0/24", "busybox", "--", "true"]);
+    assert_eq!(refused.status.code(), Some(125), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("root"), "{refused:?}");
     let id = account.ok(&["create", "busybox"]);
     let running = || {
         let record: serde_json::Value = serde_json::from_str(&account.ok(&["inspect", id.trim(), "--json"])).unwrap();
@@ -126,9 +139,16 @@ fn an_ordinary_user_imports_a_tar_and_runs_a_command() {
         std::thread::sleep(Duration::from_millis(50));
         running()
     });
-    for thread in std::fs::read_dir(format!("/proc/{}/task", hypervisor.unwrap())).unwrap() {
+    let proc = std::path::PathBuf::from(format!("/proc/{}", hypervisor.unwrap()));
+    for namespace in ["cgroup", "ipc", "mnt", "net", "pid", "uts"] {
+        let of = |proc: &Path| std::fs::read_link(proc.join("ns").join(namespace)).unwrap();
+        assert_eq!(of(&proc), of(Path::new("/proc/self")), "{namespace}: only root makes one");
+    }
+    let uid = String::from_utf8(root(&["id", "-u", NAME]).stdout).unwrap();
+    let uids = format!("Uid:\t{0}\t{0}\t{0}\t{0}", uid.trim());
+    for thread in std::fs::read_dir(proc.join("task")).unwrap() {
         let status = std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
-        for line in ["NoNewPrivs:\t1", "Seccomp:\t2", "Seccomp_filters:\t2", "CapEff:\t0000000000000000"] {
+        for line in ["NoNewPrivs:\t1", "Seccomp:\t2", "Seccomp_filters:\t2", "CapEff:\t0000000000000000", &uids] {
             assert!(status.lines().any(|l| l == line), "{line}: {status}");
         }
     }
@@ -137,6 +157,17 @@ fn an_ordinary_user_imports_a_tar_and_runs_a_command() {
 
     signal(up.id(), "TERM");
     assert!(wait(&mut up, Duration::from_secs(30)).success(), "{}", log());
+    if closed {
+        let mut up = account.up("qemu-kvm");
+        let refused = account.tartarus(&["run", "busybox", "--", "true"]);
+        assert_eq!(refused.status.code(), Some(125), "{refused:?}");
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(said.contains("/dev/kvm") && said.contains("Permission denied"), "{said}");
+        signal(up.id(), "TERM");
+        assert!(wait(&mut up, Duration::from_secs(30)).success(), "{}", log());
+    } else {
+        skip("what a user is told who may not open /dev/kvm: there is none, or everybody may");
+    }
     // What has ended is a zombie until PID 1 takes note.
     let left = root(&["pgrep", "-u", NAME, "-a", "--runstates", "DIRSTt"]);
     assert!(left.stdout.is_empty(), "left: {}", String::from_utf8_lossy(&left.stdout));

@@ -211,6 +211,9 @@ pub(super) fn new_keyring() -> rustix::io::Result<()> {
     }
 }
 
+/// The step by which a hypervisor is kept from most system calls.
+pub const FILTER: &str = "its filter of system calls";
+
 /// What holds for every hypervisor, in a cell or not.
 #[derive(Debug)]
 pub(crate) struct LastSteps {
@@ -246,7 +249,7 @@ impl LastSteps {
         if self.no_new_privileges {
             step("no new privileges", set_no_new_privs(true))?;
         }
-        self.filter.as_ref().map_or(Ok(()), |filter| step("its filter of system calls", filter::put_on(filter)))
+        self.filter.as_ref().map_or(Ok(()), |filter| step(FILTER, filter::put_on(filter)))
     }
 }
 

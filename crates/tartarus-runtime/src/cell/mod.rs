@@ -23,6 +23,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+pub use enter::FILTER;
 pub(crate) use enter::LastSteps;
 pub(crate) use groups::Group;
 pub use groups::{Groups, Limits};
@@ -195,22 +196,39 @@ impl Cell {
         let uid = take(&self.locks).map_err(locks)?;
         let mut group = self.groups.make(uid.number, &TRIED).map_err(|e| format!("its control group: {e}"))?;
         let way = enter::Way::new(self, uid.number, Some(&mut group)).map_err(|e| e.to_string())?;
-        let (mut said, stderr) = io::pipe().map_err(|e| e.to_string())?;
-        let mut command = Command::new(program);
-        command.arg("--version").env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
-        let last = LastSteps::new(Some(self), true).map_err(|e| e.to_string())?;
-        // SAFETY: the closure only makes system calls; it allocates nothing and takes no lock.
-        unsafe { command.pre_exec(move || way.enter().and_then(|()| last.confine())) };
-        let ended = command.status();
-        drop(command);
-        match ended {
-            Ok(status) if status.success() => Ok(()),
-            Ok(status) => Err(format!("{}: {status}", program.display())),
-            Err(error) => {
-                let mut step = String::new();
-                let _ = said.read_to_string(&mut step);
-                Err(format!("{}: {error}", step.trim()))
-            }
+        tried(program, Some(self), move || way.enter())
+    }
+}
+
+/// Whether `program` can be run as an ordinary user's hypervisor is, who has no cells. Blocks.
+///
+/// # Errors
+/// The step that failed, and why.
+pub fn check_without_cell(program: &Path) -> Result<(), String> {
+    tried(program, None, || Ok(()))
+}
+
+/// Runs `program` for its version, after `enter` and what holds for every hypervisor.
+fn tried(
+    program: &Path,
+    cell: Option<&Cell>,
+    mut enter: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+) -> Result<(), String> {
+    let (mut said, stderr) = io::pipe().map_err(|e| e.to_string())?;
+    let mut command = Command::new(program);
+    command.arg("--version").env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+    let last = LastSteps::new(cell, true).map_err(|e| e.to_string())?;
+    // SAFETY: the closure only makes system calls; it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(move || enter().and_then(|()| last.confine())) };
+    let ended = command.status();
+    drop(command);
+    match ended {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("{}: {status}", program.display())),
+        Err(error) => {
+            let mut step = String::new();
+            let _ = said.read_to_string(&mut step);
+            Err(format!("{}: {error}", step.trim()))
         }
     }
 }

@@ -4,6 +4,7 @@
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -64,7 +65,7 @@ pub(crate) fn check(locks: &Path, groups: &Groups) -> Result<(), String> {
     }
     // What a killed supervisor leaves is gone in a moment.
     let begin = Instant::now();
-    while let Some((pid, uid)) = foreign(locks, groups) {
+    while let Some((pid, uid)) = foreign(locks, groups, FIRST_UID..FIRST_UID + UIDS) {
         if begin.elapsed() > DYING {
             return Err(format!(
                 "process {pid} has the user id {uid}, which is a hypervisor's, and is none of ours: end it"
@@ -87,8 +88,8 @@ fn overlapping(text: &str, start: usize) -> Option<String> {
     })
 }
 
-/// A process with a user id of a cell that nobody has locked.
-fn foreign(locks: &Path, groups: &Groups) -> Option<(u32, u32)> {
+/// A process with one of the user ids `of` cells that nobody has locked.
+fn foreign(locks: &Path, groups: &Groups, of: Range<u32>) -> Option<(u32, u32)> {
     fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
         let pid = entry.file_name().to_str()?.parse().ok()?;
         let uid = entry.metadata().ok()?.uid();
@@ -97,7 +98,7 @@ fn foreign(locks: &Path, groups: &Groups) -> Option<(u32, u32)> {
             let inside = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
             inside.lines().any(|line| line.ends_with(&format!("/{}/{uid}", groups.parent)))
         };
-        ((FIRST_UID..FIRST_UID + UIDS).contains(&uid) && !locked(locks, uid) && !ours()).then_some((pid, uid))
+        (of.contains(&uid) && !locked(locks, uid) && !ours()).then_some((pid, uid))
     })
 }
 
@@ -123,6 +124,27 @@ mod tests {
         assert_eq!((one.number, two.number), (FIRST_UID, FIRST_UID + 1));
         drop(one);
         assert_eq!(take(&locks).unwrap().number, FIRST_UID);
+    }
+
+    #[test]
+    fn a_process_with_a_user_id_that_nobody_locked_is_foreign() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root can give a process another user id");
+            return;
+        }
+        // Beside those of cells, which other tests look through meanwhile.
+        let (uid, dir) = (FIRST_UID + UIDS + 7, tempfile::tempdir().unwrap());
+        let found = || foreign(dir.path(), &Groups::default(), uid..uid + 1);
+        assert_eq!(found(), None);
+        let mut command = std::process::Command::new("sleep");
+        let mut sleeper = std::os::unix::process::CommandExt::uid(command.arg("60"), uid).spawn().unwrap();
+        assert_eq!(found(), Some((sleeper.id(), uid)));
+        let lock = hold(dir.path(), uid).unwrap();
+        assert_eq!(found(), None, "a hypervisor");
+        drop(lock);
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+        assert_eq!(found(), None);
     }
 
     #[test]

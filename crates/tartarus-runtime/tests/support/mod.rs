@@ -38,6 +38,7 @@ pub(crate) const INTRUDER: &str = "be-an-intruder";
 pub(crate) const STRANGER: &str = "be-a-stranger";
 /// A supervisor on a machine whose kernel filters no system calls.
 const UNFILTERED: &str = "be-a-supervisor-without-seccomp";
+const UNFILTERED_TRY: &str = "try-without-seccomp";
 /// A program in a hypervisor's place. The argument is what it does.
 pub(crate) const PROBE: &str = "be-a-probe";
 /// The same in Firecracker's, by its name: the jailer runs no other, and has arguments of its own before ours.
@@ -65,6 +66,7 @@ extern "C" fn role(argc: c_int, argv: *const *const c_char, _: *const *const c_c
         STRANGER => roles::stranger,
         PROBE => probe::main,
         UNFILTERED => roles::without_seccomp,
+        UNFILTERED_TRY => roles::tries_without_seccomp,
         _ => return,
     };
     // SAFETY: as Rust's own start does: a client that has gone is an error, not the end.
@@ -84,6 +86,13 @@ pub(crate) fn supervisor() -> Program {
 /// The same where the kernel filters no system calls.
 pub(crate) fn supervisor_without_seccomp() -> Program {
     program(UNFILTERED)
+}
+
+/// What a try of `hypervisor` says there to an ordinary user.
+pub(crate) fn tried_without_seccomp(hypervisor: &Path) -> String {
+    let Program(words) = program(UNFILTERED_TRY);
+    let said = std::process::Command::new(&words[0]).arg(&words[1]).arg(hypervisor).output().unwrap();
+    String::from_utf8(said.stdout).unwrap()
 }
 
 /// What kinds of descriptors a process has, and how many of each: by the last part of a file's name.
