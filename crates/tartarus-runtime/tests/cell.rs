@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use support::tiny::{machine, wait_for_letters};
 use support::wire::wire;
 use support::{namespaces, status};
 use tartarus_runtime::cell::{Cell, FILTER, FIRST_UID, UIDS, check_without_cell};
-use tartarus_runtime::qemu::Qemu;
+use tartarus_runtime::qemu::{PROGRAM, Qemu};
 use tartarus_runtime::{Cause, Deadlines, Driver, Machine, Vm};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -81,6 +82,31 @@ async fn doctor_tells_a_cell_that_works_from_one_that_does_not() {
     assert!(why.contains("a cell of its own: its file system"), "{why}");
 }
 
+/// What is in a folder and below it, but for processes, by its path from `at`.
+fn files_below(dir: &Path, at: &Path) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        let path = at.join(entry.file_name());
+        if !entry.file_type().unwrap().is_dir() {
+            found.insert(path);
+        } else if path != Path::new("/proc") {
+            found.extend(files_below(&entry.path(), &path));
+        }
+    }
+    found
+}
+
+/// What the dynamic linker would load for a program.
+fn libraries(program: &Path) -> Vec<PathBuf> {
+    let said = std::process::Command::new("ldd").arg(program).output().unwrap().stdout;
+    String::from_utf8(said)
+        .unwrap()
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'))
+        .map(PathBuf::from)
+        .collect()
+}
+
 #[tokio::test]
 async fn it_sees_nothing_but_its_own_files() {
     // As a service has it; nothing may depend on another.
@@ -99,6 +125,15 @@ async fn it_sees_nothing_but_its_own_files() {
     let top = entries(proc.join("root"));
     assert!(top.iter().all(|name| ["dev", "etc", "lib", "lib64", "proc", "usr"].contains(&name.as_str())), "{top:?}");
     assert_eq!(entries(proc.join("root/dev")), ["null"]);
+    // Of files its libraries, and these.
+    let files: BTreeSet<PathBuf> = files_below(&proc.join("root"), Path::new("/"));
+    let modules = files.iter().filter(|file| file.to_str().unwrap().contains("/qemu/accel-"));
+    let libraries: BTreeSet<PathBuf> = modules.chain([&driver.program]).flat_map(|file| libraries(file)).collect();
+    let others: Vec<&str> =
+        files.difference(&libraries).map(|file| file.file_name().unwrap().to_str().unwrap()).collect();
+    let mut others: Vec<&str> = others.into_iter().filter(|name| !name.starts_with("accel-")).collect();
+    others.sort_unstable();
+    assert_eq!(others, ["bios-microvm.bin", "ld.so.cache", "linuxboot_dma.bin", "null", PROGRAM]);
     let mounts = fs::read_to_string(proc.join("mounts")).unwrap();
     let mounts: Vec<Vec<&str>> = mounts.lines().map(|line| line.split(' ').collect()).collect();
     let [root, processes] = &mounts[..] else { panic!("{mounts:?}") };
