@@ -142,6 +142,9 @@ async fn cell(dir: PathBuf) -> Check {
                           server must let it be used";
             check("cell", Status::Fail, why, Some(advice))
         }
+        Err(why) if !rustix::process::geteuid().is_root() => {
+            check("cell", Status::Fail, why, Some("no sandbox starts: QEMU does not run as this user"))
+        }
         Err(why) => {
             let advice = "no sandbox starts as root without it: allow the server namespaces and mounts (CAP_SYS_ADMIN), or \
                           start it as an ordinary user";

@@ -15,8 +15,9 @@ use tartarus_types::Contract;
 
 /// Another sandbox's address, where something answers.
 const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(198, 18, 200, 1);
-/// One that nobody but a route on the node knows to be there.
+/// One that nobody but a route on the node knows to be there, and one that the node's operator translates to it.
 const ROUTED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 60);
+const TRANSLATED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 61);
 
 fn contract(guard: Guard) -> Contract {
     let mut contract = match guard {
@@ -155,9 +156,13 @@ async fn attempt(guard: Guard, world: &mut World, space: &Space, guest: &Guest) 
             other.sh(&format!("ip addr add {ROUTED}/32 dev lo"));
             world.node.sh(&format!("ip route replace {ROUTED}/32 via {NEIGHBOUR}"));
             world.servers.add(&other, &[NEIGHBOUR, ROUTED]);
-            let [near, routed] = [NEIGHBOUR, ROUTED].map(|to| guest.tcp(to, 80));
-            assert_eq!(near, routed, "by its range and by its link");
-            near
+            let hook = "type nat hook prerouting priority dstnat;";
+            let rule = format!("ip daddr {TRANSLATED} dnat to {NEIGHBOUR}");
+            world.node.sh(&format!("nft 'table ip operator {{ chain prerouting {{ {hook} {rule}; }}; }}'"));
+            let reached = [NEIGHBOUR, ROUTED, TRANSLATED].map(|to| guest.tcp(to, 80));
+            world.node.sh("nft delete table ip operator");
+            assert_eq!(reached, [reached[0]; 3], "by its range, by its link, and by that after a translation");
+            reached[0]
         }
         Guard::ReversePath => {
             // Behind the link of a sandbox whose own rules are gone.

@@ -1,7 +1,8 @@
 //! A sandbox beside one that takes all it can get keeps what it had.
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::process::{Child, ChildStdin, Stdio};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use crate::harness::{Server, wait};
@@ -14,7 +15,9 @@ for line in sys.stdin:
     while time.monotonic() < end: turns += 1
     print(turns, flush=True)";
 /// Pairs of figures: alone, and beside the other.
-const PAIRS: usize = 24;
+const PAIRS: usize = 40;
+/// For an answer.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What takes all it can get, each with one processor.
 const ATTACKERS: [(&str, &str); 4] = [
@@ -58,7 +61,7 @@ struct Worker {
     hypervisor: u64,
     command: Child,
     ask: ChildStdin,
-    answer: BufReader<ChildStdout>,
+    answers: Receiver<String>,
 }
 
 impl Worker {
@@ -67,8 +70,10 @@ impl Worker {
         let hypervisor = server.until(&id, &["running"])["hypervisor_pid"].as_u64().unwrap();
         let mut command = server.cli(&["exec", "--interactive", &id, "--", "python3", "-c", LOOP]);
         let mut command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let (ask, answer) = (command.stdin.take().unwrap(), BufReader::new(command.stdout.take().unwrap()));
-        let mut worker = Self { id, hypervisor, command, ask, answer };
+        let (ask, stdout) = (command.stdin.take().unwrap(), BufReader::new(command.stdout.take().unwrap()));
+        let (say, answers) = sync_channel(1);
+        std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| say.send(line)));
+        let mut worker = Self { id, hypervisor, command, ask, answers };
         // The first one waits for the program.
         worker.work();
         worker
@@ -77,16 +82,15 @@ impl Worker {
     fn work(&mut self) -> Work {
         let (begin, before) = (Instant::now(), processor_time(self.hypervisor));
         self.ask.write_all(b"\n").unwrap();
-        let mut turns = String::new();
-        self.answer.read_line(&mut turns).unwrap();
+        let turns = self.answers.recv_timeout(PATIENCE).unwrap();
         let time = (processor_time(self.hypervisor) - before) / begin.elapsed().as_secs_f64();
-        Work { speed: turns.trim().parse().unwrap(), time }
+        Work { speed: turns.parse().unwrap(), time }
     }
 
     fn end(self, server: &Server) {
         let Self { id, ask, mut command, .. } = self;
         drop(ask);
-        assert!(wait(&mut command, Duration::from_secs(30)).success());
+        assert!(wait(&mut command, PATIENCE).success());
         server.ok(&["rm", &id]);
     }
 }
@@ -148,9 +152,9 @@ fn a_neighbour_keeps_nine_tenths_beside_one_attacker() {
     }
     worker.end(&server);
     assert!(all.iter().all(|(_, time, ..)| *time >= 0.9), "{all:.2?}");
-    // Of a median of 0.9 and more half may be slower. A host that others use moves a figure by a quarter, so it is missed for
-    // certain where three quarters are.
-    assert!(all.iter().all(|(.., slow)| *slow <= PAIRS * 3 / 4), "{all:.2?}");
+    // Of a median of 0.9 and more half may be slower. A host that others use moves a figure by a quarter, so it is clearly missed
+    // where two thirds are.
+    assert!(all.iter().all(|(.., slow)| *slow <= PAIRS * 2 / 3), "{all:.2?}");
 }
 
 /// Five that want a processor each, on as many as there are.

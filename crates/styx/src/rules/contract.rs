@@ -143,7 +143,8 @@ impl Rules<'_> {
         rules
     }
 
-    /// Links by their number, which is cheaper to compare than a name. One that was made anew is none of them.
+    /// Links by their number, which is cheaper to compare than a name. One that was made anew is none of them, for what is not
+    /// known.
     fn forward(&self) -> Vec<String> {
         vec![
             HOOKS[2].1.to_owned(),
@@ -156,7 +157,7 @@ impl Rules<'_> {
         ]
     }
 
-    /// From the guest: what this contract let through before, and what it lets through.
+    /// From the guest: what this contract lets through.
     fn outbound(&self) -> Vec<String> {
         // Of no connection: it would leave with the guest's own address.
         let mut rules = vec!["ct state invalid,untracked counter name \"invalid\" drop".to_owned()];

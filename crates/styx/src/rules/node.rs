@@ -36,8 +36,6 @@ fn whole(range: Ipv4Net, without: Option<Guard>, known: Option<&str>) -> String 
         // Only what is somewhere else: nothing local, no broadcast.
         unless(Guard::HostLocal, "fib daddr type != unicast counter drop"),
         unless(Guard::ReversePath, "fib saddr . iif oif missing counter drop"),
-        // By its link, whatever address somebody gave it.
-        unless(Guard::Neighbours, "fib daddr oifname \"tt*\" counter drop"),
         // The check of the path stands in for a sandbox, and its world is in the range.
         Some(format!("ip daddr @never iifname != \"{PROBE}\" counter drop")),
     ]
@@ -49,8 +47,12 @@ fn whole(range: Ipv4Net, without: Option<Guard>, known: Option<&str>) -> String 
         vec![unless(Guard::HostLocal, "iifname \"tt*\" counter drop")],
     );
     let postrouting = rules(
+        // Where a connection begins, so that known packets do not pay for it, and after whatever took it to that link.
         "type nat hook postrouting priority srcnat; policy accept;",
-        vec![Some(format!("ip saddr {range} oifname != \"tt*\" masquerade"))],
+        vec![
+            unless(Guard::Neighbours, "iifname \"tt*\" oifname \"tt*\" counter drop"),
+            Some(format!("ip saddr {range} oifname != \"tt*\" masquerade")),
+        ],
     );
     table(
         "ip",

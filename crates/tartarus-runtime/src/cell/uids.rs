@@ -135,16 +135,15 @@ mod tests {
         // Beside those of cells, which other tests look through meanwhile.
         let (uid, dir) = (FIRST_UID + UIDS + 7, tempfile::tempdir().unwrap());
         let found = || foreign(dir.path(), &Groups::default(), uid..uid + 1);
-        assert_eq!(found(), None);
         let mut command = std::process::Command::new("sleep");
         let mut sleeper = std::os::unix::process::CommandExt::uid(command.arg("60"), uid).spawn().unwrap();
-        assert_eq!(found(), Some((sleeper.id(), uid)));
+        let unlocked = found();
         let lock = hold(dir.path(), uid).unwrap();
-        assert_eq!(found(), None, "a hypervisor");
+        let locked = found();
         drop(lock);
         sleeper.kill().unwrap();
         sleeper.wait().unwrap();
-        assert_eq!(found(), None);
+        assert_eq!((unlocked, locked, found()), (Some((sleeper.id(), uid)), None, None));
     }
 
     #[test]
