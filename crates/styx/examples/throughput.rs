@@ -30,7 +30,7 @@ use std::time::Duration;
 use meter::{Connections, Counted, Packets};
 use report::Measure;
 use styx::{GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, Guard, Options, Space, Styx};
-use support::{Ns, PUBLIC, World, allow, in_world};
+use support::{Ns, PUBLIC, World, allow, detach, in_world};
 use tartarus_types::Contract;
 
 /// What gets through with all rules is at least this much of what gets through with none.
@@ -152,6 +152,7 @@ impl<'a> Path<'a> {
         };
         let snat = nat(&format!("oifname \"eth0\" snat to {}", self.space.outer));
         self.inside.sh(&nft(&format!("flush ruleset\n{snat}")));
+        detach(&self.inside);
         let masquerade = nat("ip saddr 198.18.0.0/16 oifname != \"tt*\" masquerade");
         self.world.node.sh(&nft(&format!("add table ip tartarus\ndelete table ip tartarus\n{masquerade}")));
     }

@@ -4,6 +4,7 @@
 //! Start at [`Styx`] (the node's side and the pool) and [`Space`] (one sandbox's namespace). What a contract means in the
 //! kernel's words is decided in `rules`, which is pure.
 
+mod card;
 mod enter;
 mod error;
 mod events;
@@ -20,6 +21,7 @@ mod tap;
 
 use std::net::Ipv4Addr;
 
+pub use card::Door;
 pub use error::StyxError;
 pub use host::Finding;
 pub use pool::{Options, Styx};

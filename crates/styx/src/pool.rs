@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use crate::host::Host;
 use crate::rules::Guard;
 use crate::space::Place;
-use crate::{Finding, Space, StyxError, enter};
+use crate::{Door, Finding, Space, StyxError, enter};
 
 /// A start takes about so long: until then it needs the processor more than the pool does.
 const CALM: Duration = Duration::from_millis(500);
@@ -28,6 +28,8 @@ pub struct Options {
     pub range: Ipv4Net,
     /// Namespaces that wait, once one was taken; up to half of them under contracts that are asked for again and again.
     pub pool: usize,
+    /// What sees to guests' frames; none for what the kernel has.
+    pub door: Option<Door>,
     /// The one protective rule that is left out; only the attack suite leaves one out, to see that it is missed.
     pub without: Option<Guard>,
 }
@@ -35,7 +37,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         let range = Ipv4Net::new_assert(std::net::Ipv4Addr::new(198, 18, 0, 0), 16);
-        Self { range, pool: 4, without: None }
+        Self { range, pool: 4, door: None, without: None }
     }
 }
 
@@ -144,11 +146,15 @@ impl Styx {
             if !rustix::process::geteuid().is_root() {
                 return Err(StyxError::NotRoot);
             }
-            let Options { range, without, .. } = self.inner.options;
+            let Options { range, door, without, .. } = self.inner.options;
             if !(8..=28).contains(&range.prefix_len()) {
                 return Err(StyxError::NotReady(format!("the range {range} must have a prefix of 8 to 28 bits")));
             }
-            let place = Place { node: enter::own()?, range: range.trunc(), without };
+            let door = match door {
+                Some(door) => door,
+                None => enter::on_thread(Door::of_kernel).await?,
+            };
+            let place = Place { node: enter::own()?, range: range.trunc(), door, without };
             let host = Host::new(place.clone()).await?;
             Ok((place, host))
         };

@@ -15,9 +15,14 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use tartarus_types::Contract;
 
+use crate::Door;
 pub use guard::Guard;
 pub(crate) use node::{node, node_anew, node_batch};
 pub(crate) use sets::address;
+pub(crate) use text::burst;
+
+/// The mark of packets that came through a program at the TAP.
+pub(crate) const MARK: u32 = 0x5454_0001;
 
 /// What a ruleset depends on beside the contract.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +33,8 @@ pub(crate) struct Site {
     pub(crate) range: Ipv4Net,
     /// The node's own addresses beside those in the range, which come and go with sandboxes.
     pub(crate) host_addresses: Vec<Ipv4Addr>,
+    /// What sees to the guest's frames.
+    pub(crate) door: Door,
     /// The one rule that is left out; only a test of the rules leaves one out.
     pub(crate) without: Option<Guard>,
 }
@@ -38,8 +45,8 @@ pub(crate) fn ruleset(contract: &Contract, generation: u32, site: &Site) -> Stri
 }
 
 /// The ruleset of a namespace that waits: nothing passes.
-pub(crate) fn dormant() -> String {
-    contract::dormant()
+pub(crate) fn dormant(door: Door) -> String {
+    contract::dormant(door)
 }
 
 /// Replaces whatever is there by `ruleset`, in one transaction. Connections that were let through before are judged anew,
@@ -50,8 +57,8 @@ pub(crate) fn replace(ruleset: &str, pins: &str) -> String {
 
 /// Puts `ruleset` in force where the [`dormant`] one is, which a chain at a hook stays as: to name it anew would be to change
 /// it, and the kernel then waits some 10 ms until no packet can be in what it was.
-pub(crate) fn awaken(ruleset: &str) -> String {
-    let dormant = dormant();
+pub(crate) fn awaken(ruleset: &str, door: Door) -> String {
+    let dormant = dormant(door);
     let (mut kept, mut added, mut table) = (String::new(), String::new(), "");
     for block in ruleset.split_inclusive("\n\t}\n") {
         // Before the first block of a table are the end of the one before and its own name.
@@ -90,9 +97,12 @@ pub(crate) fn leave(before: &str, ruleset: &str) -> String {
 /// holds: chains stay hooked, and only what is in them changes. Counters begin anew, addresses that are pinned stay where
 /// `keep_pins`.
 pub(crate) fn update(ruleset: &str, pins: &str, keep_pins: bool) -> String {
-    let mut batch = String::from("flush table netdev tartarus\nflush table ip tartarus\n");
-    for name in contract::NETDEV_COUNTERS {
-        batch += &format!("delete counter netdev tartarus {name}\n");
+    let mut batch = String::from("flush table ip tartarus\n");
+    if ruleset.contains("table netdev ") {
+        batch += "flush table netdev tartarus\n";
+        for name in contract::NETDEV_COUNTERS {
+            batch += &format!("delete counter netdev tartarus {name}\n");
+        }
     }
     for name in contract::COUNTERS {
         batch += &format!("delete counter ip tartarus {name}\n");
@@ -131,12 +141,21 @@ mod tests {
     #[test]
     fn what_wakes_up_names_no_chain_at_a_hook_anew() {
         let range = "198.18.0.0/16".parse().unwrap();
-        let site = Site { outer: Ipv4Addr::new(198, 18, 0, 1), range, host_addresses: vec![], without: None };
+        let site = Site {
+            outer: Ipv4Addr::new(198, 18, 0, 1),
+            range,
+            host_addresses: vec![],
+            door: Door::Chain,
+            without: None,
+        };
         let whole = ruleset(&Contract::default(), 1, &site);
-        let text = awaken(&whole);
+        let text = awaken(&whole, Door::Chain);
         let hooks = |text: &str| text.matches("policy drop").count();
         assert_eq!((hooks(&whole), hooks(&text)), (4, 0));
-        assert!(text.contains("add rule ip tartarus forward iif \"tap0\" goto outbound\n"), "{text}");
+        assert!(
+            text.contains("add rule ip tartarus forward iif \"tap0\" meta mark 0x54540001 goto outbound\n"),
+            "{text}"
+        );
         assert_eq!(text.matches("\ntable ").count(), whole.matches("\ntable ").count());
         let rules = |text: &str| text.lines().filter(|line| line.contains("drop") || line.contains("accept")).count();
         assert_eq!(rules(&text) + 4, rules(&whole), "all but the hooks themselves");

@@ -16,11 +16,12 @@ use tartarus_types::net::{Blocked, NetCounter};
 use tartarus_types::{Contract, Timestamp};
 use tokio::sync::Mutex;
 
+use crate::card::Card;
 use crate::enter::{Namespace, enter, on_thread, within};
 use crate::events::Events;
 use crate::links::Links;
 use crate::rules::{self, Guard, Site};
-use crate::{DNS_PORT, FIRST_GENERATION, GATEWAY, PINS, StyxError, nft};
+use crate::{DNS_PORT, Door, FIRST_GENERATION, GATEWAY, PINS, StyxError, nft};
 
 pub(crate) use make::{capacity, pair};
 
@@ -31,6 +32,8 @@ pub(crate) struct Place {
     pub(crate) node: Namespace,
     /// Where outer addresses are from.
     pub(crate) range: Ipv4Net,
+    /// What sees to the guest's frames.
+    pub(crate) door: Door,
     /// The rule that a test leaves out.
     pub(crate) without: Option<Guard>,
 }
@@ -46,7 +49,7 @@ impl Place {
     fn site_among(&self, outer: Ipv4Addr, addresses: &[(u32, Ipv4Net)]) -> Site {
         let addresses = addresses.iter().map(|(_, net)| net.addr());
         let host_addresses = addresses.filter(|address| !self.range.contains(address)).collect();
-        Site { outer, range: self.range, host_addresses, without: self.without }
+        Site { outer, range: self.range, host_addresses, door: self.door, without: self.without }
     }
 }
 
@@ -71,6 +74,10 @@ pub struct Space {
 struct State {
     /// As it must be listed.
     ruleset: String,
+    door: Door,
+    /// The program at the TAP; none where a chain does its work, and of a namespace that was taken over until a contract is put
+    /// in force.
+    card: Option<Card>,
     /// Whether a guest may run that would use a moment in which rules are there and their sets are not.
     used: bool,
     /// The contract in force, as far as it is known here.
@@ -84,17 +91,18 @@ struct State {
 }
 
 impl State {
-    fn dormant(used: bool) -> Self {
-        Self { ruleset: rules::dormant(), used, contract: None, pins: HashMap::new(), applier: None, edition: None }
+    fn dormant(door: Door, used: bool) -> Self {
+        let ruleset = rules::dormant(door);
+        Self { ruleset, door, card: None, used, contract: None, pins: HashMap::new(), applier: None, edition: None }
     }
 
     /// Whether anything but the dormant rules is in force, so that there is something to keep.
     fn awake(&self) -> bool {
-        nft::difference(&rules::dormant(), &self.ruleset).is_some()
+        nft::difference(&rules::dormant(self.door), &self.ruleset).is_some()
     }
 
     /// Puts `contract` in force by its `ruleset`, in the namespace of the calling thread.
-    fn put(&mut self, contract: &Contract, ruleset: String) -> Result<(), StyxError> {
+    fn put(&mut self, contract: &Contract, ruleset: String, without: Option<Guard>) -> Result<(), StyxError> {
         let keeps_pins = match &self.contract {
             Some(before) => before.domains.iter().all(|rule| contract.domains.contains(rule)),
             // Of one that was taken over it is not known whose pins there are, unless it is this very one.
@@ -113,7 +121,10 @@ impl State {
             (false, true) => Before::Whatever,
             (false, false) => Before::Nothing(self.applier.take()),
         };
-        put_here(&ruleset, &rules::pins(&self.held(), false), before, keeps_pins)?;
+        if !matches!(before, Before::These) {
+            self.card = self.door.open(contract.limits, without)?;
+        }
+        put_here(&ruleset, &rules::pins(&self.held(), false), before, keeps_pins, self.door)?;
         (self.ruleset, self.used, self.contract, self.edition) = (ruleset, true, Some(contract.clone()), None);
         Ok(())
     }
@@ -122,6 +133,7 @@ impl State {
     /// transaction in the namespace since that was read back.
     fn ready_for(&self, is: impl FnOnce(&str) -> bool) -> Result<(), StyxError> {
         let same = !self.awake() || is(&self.ruleset);
+        self.card.as_ref().map_or(Ok(()), Card::check)?;
         if same && self.edition == Some(nft::edition()?) {
             return Ok(());
         }
@@ -135,6 +147,19 @@ impl State {
         nft::verify_here(&self.ruleset)?;
         (self.edition, self.used) = (Some(edition), false);
         Ok(())
+    }
+
+    /// Puts the program of the contract at the TAP anew; its counters begin anew with those of the rules.
+    fn put_back(&mut self, without: Option<Guard>) -> Result<(), StyxError> {
+        if let Some(contract) = &self.contract {
+            self.card = self.door.open(contract.limits, without)?;
+        }
+        Ok(())
+    }
+
+    /// What was dropped at the TAP.
+    fn dropped(&self) -> Result<Vec<NetCounter>, StyxError> {
+        self.card.as_ref().map_or(Ok(Vec::new()), Card::counters)
     }
 
     /// Pins that still hold, with the seconds they have.
@@ -171,13 +196,12 @@ impl Space {
             let mut put = || {
                 let site = place.site(outer)?;
                 enter(&namespace)?;
-                state.put(&contract, rules::ruleset(&contract, generation, &site))?;
+                state.put(&contract, rules::ruleset(&contract, generation, &site), place.without)?;
                 then(&mut state)
             };
             let done = put();
             if done.is_err() {
-                *state = State::dormant(true);
-                close_here(&namespace);
+                *state = State { card: close_here(&namespace, place.door), ..State::dormant(place.door, true) };
             }
             done
         })
@@ -219,12 +243,9 @@ impl Space {
         let contract = state.contract.clone().unwrap_or_default();
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = Timestamp(i64::try_from(since.as_micros()).unwrap_or(i64::MAX));
-        Ok(seen::read(
-            &json,
-            &contract,
-            |address| state.pins.get(&address).is_some_and(|until| *until > Instant::now()),
-            now,
-        ))
+        let pinned = |address| state.pins.get(&address).is_some_and(|until| *until > Instant::now());
+        let (counters, blocked) = seen::read(&json, &contract, pinned, now);
+        Ok((seen::merged([counters, state.dropped()?].concat()), blocked))
     }
 
     /// Sockets at the gateway's port for names, for UDP and TCP; they do not block.
@@ -267,7 +288,7 @@ enum Before {
 }
 
 /// Puts `ruleset` in force in the namespace of the calling thread.
-fn put_here(ruleset: &str, pins: &str, before: Before, keep_pins: bool) -> Result<(), StyxError> {
+fn put_here(ruleset: &str, pins: &str, before: Before, keep_pins: bool, door: Door) -> Result<(), StyxError> {
     match before {
         Before::These => return Ok(()),
         Before::Nothing(applier) => {
@@ -275,7 +296,7 @@ fn put_here(ruleset: &str, pins: &str, before: Before, keep_pins: bool) -> Resul
                 Some(applier) => applier,
                 None => nft::Applier::here()?,
             };
-            match applier.apply(&(rules::awaken(ruleset) + pins), ruleset) {
+            match applier.apply(&(rules::awaken(ruleset, door) + pins), ruleset) {
                 Ok(()) => return Ok(()),
                 Err(error) => tracing::warn!(%error, "rules could not be added to those that let nothing pass"),
             }
@@ -288,7 +309,7 @@ fn put_here(ruleset: &str, pins: &str, before: Before, keep_pins: bool) -> Resul
         Before::Whatever => {}
     }
     let sets = rules::prepare("", ruleset).unwrap_or_default();
-    nft::run("apply rules", &["-f", "-"], &rules::replace(&rules::dormant(), &sets))?;
+    nft::run("apply rules", &["-f", "-"], &rules::replace(&rules::dormant(door), &sets))?;
     nft::apply_here(&format!("{ruleset}{pins}"), ruleset)
 }
 
@@ -307,12 +328,14 @@ fn change_here(before: &str, ruleset: &str, pins: &str, keep_pins: bool) -> Resu
 }
 
 /// Lets nothing pass any more. Where even that fails there is nothing left to try but to say so.
-fn close_here(namespace: &Namespace) {
-    let dormant = rules::dormant();
+fn close_here(namespace: &Namespace, door: Door) -> Option<Card> {
+    let dormant = rules::dormant(door);
     let closed = enter(namespace).and_then(|()| nft::apply_here(&rules::replace(&dormant, ""), &dormant));
     if let Err(error) = closed {
         tracing::error!(%error, "the network of a sandbox could not be closed");
     }
+    // Also where rules could not be changed.
+    door.closed().inspect_err(|error| tracing::error!(%error, "a sandbox's card could not be closed")).ok().flatten()
 }
 
 impl std::fmt::Debug for Space {

@@ -122,6 +122,12 @@ fn what_somebody_else_changes_is_noticed_and_mended() {
             // Its own changes.
             while tokio::time::timeout(Duration::from_millis(200), space.changed()).await.is_ok() {}
         }
+        assert_eq!(support::detach(&inside), 1);
+        assert!(!guest.tcp(PUBLIC, 80), "what came through no program is nobody's");
+        space.check().await.expect_err("its program is gone");
+        space.mend().await.unwrap();
+        assert!(soon(async || guest.tcp(PUBLIC, 80)).await);
+        while tokio::time::timeout(Duration::from_millis(200), space.changed()).await.is_ok() {}
         space.pin(&[(OTHER, Duration::from_secs(9))], &open()).await.unwrap();
         assert!(tokio::time::timeout(Duration::from_millis(300), space.changed()).await.is_err(), "a pin is no change");
         world.node.sh("nft flush ruleset");
@@ -130,6 +136,28 @@ fn what_somebody_else_changes_is_noticed_and_mended() {
         world.node.sh(&format!("ip link del tt{}", space.index));
         assert!(matches!(space.check().await, Err(styx::StyxError::Lost(_))));
         assert!(space.mend().await.is_err());
+    });
+}
+
+/// As a version before has it, or a kernel that takes no program at a TAP.
+#[test]
+fn a_sandbox_with_a_chain_at_its_card_is_taken_over_and_gets_a_program() {
+    in_world(async |_world| {
+        let chain = Options { door: Some(styx::Door::Chain), ..alone() };
+        let (before, space, guest) = sandbox(chain, &open()).await;
+        let inside = support::Ns(space.namespace.clone());
+        let rules = || inside.sh("nft -s list ruleset");
+        assert!(guest.tcp(PUBLIC, 80) && rules().contains("table netdev"));
+        let mut kept = guest.connect(PUBLIC, 80).unwrap();
+        assert!(talks(&mut kept));
+        drop(before);
+        let after = Styx::new(alone());
+        let taken = after.adopt(space.namespace.try_clone().unwrap()).await.unwrap();
+        taken.apply(&open(), 1).await.unwrap();
+        assert!(!rules().contains("netdev"), "{}", rules());
+        assert!(talks(&mut kept) && guest.tcp(PUBLIC, 80) && !guest.tcp(support::METADATA, 80));
+        taken.check().await.unwrap();
+        assert_eq!(support::detach(&inside), 1);
     });
 }
 

@@ -57,7 +57,7 @@ impl Networks {
     /// Opens nothing yet.
     pub fn new(options: NetOptions, clock: fn() -> Timestamp) -> Self {
         let NetOptions { range, pool, dns, without, off } = options;
-        let styx = Styx::new(styx::Options { range, pool, without });
+        let styx = Styx::new(styx::Options { range, pool, door: None, without });
         let upstream = if dns.is_empty() { Upstream::of_host() } else { Upstream::of(&dns) };
         Self { styx, upstream: Arc::new(upstream), totals: Arc::default(), clock, untouched: AtomicBool::new(off) }
     }

@@ -4,8 +4,8 @@ use tartarus_types::net::NetLimits;
 use tartarus_types::{Contract, NetMode};
 
 use super::text::{bandwidth_over, chain, counter, packets_over, set, table};
-use super::{Guard, Site, sets};
-use crate::{GATEWAY, GUEST, GUEST_MAC, PINS, REMEMBERED};
+use super::{Guard, MARK, Site, sets};
+use crate::{Door, GATEWAY, GUEST, GUEST_MAC, PINS, REMEMBERED};
 
 /// Counters of frames that come from the guest.
 pub(super) const NETDEV_COUNTERS: [&str; 3] = ["spoofed", "not_ipv4", "rate"];
@@ -21,9 +21,17 @@ const HOOKS: [(&str, &str); 3] = [
 const INGRESS: &str = "type filter hook ingress device \"tap0\" priority filter; policy drop;";
 
 /// Nothing passes.
-pub(super) fn dormant() -> String {
+pub(super) fn dormant(door: Door) -> String {
     let closed = HOOKS.map(|(name, hook)| chain(name, &[hook.to_owned()]));
-    table("netdev", &[chain("guest", &[INGRESS.to_owned()])]) + &table("ip", &closed)
+    at_the_door(door, &[chain("guest", &[INGRESS.to_owned()])]) + &table("ip", &closed)
+}
+
+/// The table of the guest's card, where there is no program in its place.
+fn at_the_door(door: Door, parts: &[String]) -> String {
+    match door {
+        Door::Program => String::new(),
+        Door::Chain => table("netdev", parts),
+    }
 }
 
 /// Everything of `contract`, whose packets are marked with `generation`.
@@ -72,7 +80,7 @@ pub(super) fn ruleset(contract: &Contract, generation: u32, site: &Site) -> Stri
     let mut frames: Vec<String> = NETDEV_COUNTERS.iter().map(|name| counter(name)).collect();
     frames.push(chain("guest", &rules.frames()));
     frames.push(chain("rates", &rules.own_frames()));
-    table("netdev", &frames) + &table("ip", &parts)
+    at_the_door(site.door, &frames) + &table("ip", &parts)
 }
 
 struct Rules<'a> {
@@ -119,7 +127,7 @@ impl Rules<'_> {
 
     /// Frames from the guest that are its own: so many.
     fn own_frames(&self) -> Vec<String> {
-        [self.rates(), vec!["accept".to_owned()]].concat()
+        [self.rates(), vec![format!("meta mark set 0x{MARK:08x} accept")]].concat()
     }
 
     /// How much passes in one direction.
@@ -134,7 +142,8 @@ impl Rules<'_> {
     fn input(&self) -> Vec<String> {
         let open = self.without == Some(Guard::Gateway);
         let hook = if open { HOOKS[0].1.replace("drop", "accept") } else { HOOKS[0].1.to_owned() };
-        let ask = format!("iifname \"tap0\" ip daddr {GATEWAY} meta l4proto {{ 6, 17 }} th dport 53");
+        let ask =
+            format!("iifname \"tap0\" meta mark 0x{MARK:08x} ip daddr {GATEWAY} meta l4proto {{ 6, 17 }} th dport 53");
         let over = format!("{ask} limit rate over 200/second burst 200 packets counter name \"rate\" drop");
         let mut rules = vec![hook];
         rules.extend(self.unless(Guard::Queries, &[over]));
@@ -148,11 +157,10 @@ impl Rules<'_> {
     fn forward(&self) -> Vec<String> {
         vec![
             HOOKS[2].1.to_owned(),
-            // Most packets are of a connection that is known. That one is from the guest its address says, which the ingress saw to,
-            // without asking for the link.
-            format!("ip saddr {GUEST} {}", self.known("ct state established,new")),
+            // Most packets are of a connection that is known. Its mark says that one is the guest's, without asking for the link.
+            format!("meta mark 0x{MARK:08x} {}", self.known("ct state established,new")),
             // To its own side again it could go to networks only that no sandbox reaches.
-            "iif \"tap0\" goto outbound".to_owned(),
+            format!("iif \"tap0\" meta mark 0x{MARK:08x} goto outbound"),
             "iif \"eth0\" oif \"tap0\" goto inbound".to_owned(),
         ]
     }

@@ -6,32 +6,29 @@ use super::text::{chain, set, table};
 use super::{Guard, address, sets};
 use crate::probe::NEAR as PROBE;
 
-/// Packets of a connection that was judged when it began.
-const KNOWN: &str = "ct state established accept";
+/// Where the first packet of a connection is judged, and where every packet is. Before anybody's DNAT, so that ports that the host
+/// publishes are covered too.
+const FIRST: &str = "type nat hook prerouting priority -199; policy accept;";
+const EVERY: &str = "type filter hook prerouting priority -199; policy accept;";
 
 /// The node's table. `range` is where sandboxes have their outer addresses. A connection is judged when it begins: this table must be there before any sandbox is, and
 /// [`node_anew`] is in its place where it was not.
 pub(crate) fn node(range: Ipv4Net, without: Option<Guard>) -> String {
-    whole(range, without, Some(KNOWN))
+    whole(range, without, FIRST)
 }
 
 /// The node's table after a time in which it was missing: every packet is judged, also of connections that began then.
 pub(crate) fn node_anew(range: Ipv4Net, without: Option<Guard>) -> String {
-    whole(range, without, None)
+    whole(range, without, EVERY)
 }
 
-fn whole(range: Ipv4Net, without: Option<Guard>, known: Option<&str>) -> String {
+fn whole(range: Ipv4Net, without: Option<Guard>, judged: &str) -> String {
     let unless = |guard: Guard, rule: &str| (without != Some(guard)).then(|| rule.to_owned());
     let (never, range) = (sets::never(&[], range, without), address(&range));
     let rules = |hook: &str, rules: Vec<Option<String>>| -> Vec<String> {
         std::iter::once(hook.to_owned()).chain(rules.into_iter().flatten()).collect()
     };
-    let prerouting = rules(
-        // Once it is known which connection a packet is of, and before anybody's DNAT, so that ports that the host publishes
-        // are covered too.
-        "type filter hook prerouting priority -199; policy accept;",
-        vec![known.map(str::to_owned), Some("iifname \"tt*\" goto sandboxes".to_owned())],
-    );
+    let prerouting = rules(judged, vec![Some("iifname \"tt*\" goto sandboxes".to_owned())]);
     let sandboxes: Vec<String> = [
         // Only what is somewhere else: nothing local, no broadcast.
         unless(Guard::HostLocal, "fib daddr type != unicast counter drop"),
@@ -79,8 +76,8 @@ mod tests {
     fn only_what_was_there_from_the_beginning_trusts_connections() {
         let range = "198.18.0.0/16".parse().unwrap();
         let (trusts, judges) = (node(range, None), node_anew(range, None));
-        assert_eq!(trusts.matches("established").count(), 1);
-        assert_eq!(trusts.replace(&format!("\t\t{KNOWN}\n"), ""), judges);
+        assert_eq!(trusts.matches(FIRST).count(), 1);
+        assert_eq!(trusts.replace(FIRST, EVERY), judges);
     }
 
     #[test]

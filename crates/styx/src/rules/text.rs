@@ -41,7 +41,12 @@ pub(super) fn bytes(count: u64) -> String {
 /// What is beyond so many packets in a second; a twentieth of a second's worth may come at once.
 pub(super) fn packets_over(packets: u32) -> String {
     let packets = packets.max(1);
-    format!("limit rate over {packets}/second burst {} packets", (packets / 20).max(32))
+    format!("limit rate over {packets}/second burst {} packets", burst(packets))
+}
+
+/// How many packets may come at once: a twentieth of a second's worth.
+pub(crate) fn burst(packets: u32) -> u32 {
+    (packets / 20).max(32)
 }
 
 /// What is beyond so many megabits in a second. The kernel lets a second's worth come at once.

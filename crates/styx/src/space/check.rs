@@ -7,6 +7,7 @@ use tartarus_types::Contract;
 
 use super::make::{changed_setting, inside, near_name, pair, settings};
 use super::{Before, Space, State, close_here, put_here};
+use crate::card::Card;
 use crate::enter::{enter, on_thread, within};
 use crate::links::Links;
 use crate::rules::{self, Site};
@@ -18,7 +19,11 @@ impl Space {
     /// # Errors
     /// [`StyxError::Changed`] and [`StyxError::Differs`] are put right by [`Self::mend`], [`StyxError::Lost`] is not.
     pub async fn check(&self) -> Result<(), StyxError> {
-        self.look(|state, _| nft::verify_here(&state.ruleset)).await
+        self.look(|state, _| {
+            state.card.as_ref().map_or(Ok(()), Card::check)?;
+            nft::verify_here(&state.ruleset)
+        })
+        .await
     }
 
     /// Whether a guest may have one that waited: links and all that goes with them are as they must be, and the rules as they were
@@ -68,21 +73,22 @@ impl Space {
     /// Puts everything back as it was made, and checks it. With an error nothing passes, or it could not be closed: the
     /// sandbox must be stopped.
     pub async fn mend(&self) -> Result<(), StyxError> {
-        let state = self.state.clone().lock_owned().await;
-        let (namespace, node) = (self.namespace.clone(), self.place.node.clone());
+        let mut state = self.state.clone().lock_owned().await;
+        let (namespace, place) = (self.namespace.clone(), self.place.clone());
         let (index, (near, outer)) = (self.index, pair(self.place.range, self.index));
         on_thread(move || {
-            let mend = || {
+            let mut mend = || {
                 enter(&namespace)?;
                 // Rules first: nothing may pass by links that are put back.
-                put_here(&state.ruleset, &rules::pins(&state.held(), false), Before::Whatever, false)?;
+                put_here(&state.ruleset, &rules::pins(&state.held(), false), Before::Whatever, false, place.door)?;
+                state.put_back(place.without)?;
                 settings()?;
-                enter(&node)?;
+                enter(&place.node)?;
                 Links::here()?.set_up(&near_name(index), Some((near, 31)))?;
                 enter(&namespace)?;
                 inside(&Links::here()?, near, outer)
             };
-            mend().inspect_err(|_| close_here(&namespace))
+            mend().inspect_err(|_| drop(close_here(&namespace, place.door)))
         })
         .await?;
         self.check().await

@@ -12,6 +12,7 @@ use ipnet::Ipv4Net;
 use tokio::sync::Mutex;
 
 use super::{Place, Space, State, seen};
+use crate::card::Card;
 use crate::enter::{Namespace, enter, on_thread, unshare};
 use crate::events::{Events, Sockets};
 use crate::links::Links;
@@ -96,6 +97,7 @@ struct Made {
     outer: Ipv4Addr,
     applier: nft::Applier,
     edition: u32,
+    card: Option<Card>,
 }
 
 /// On a thread of its own, whose namespace it changes.
@@ -105,7 +107,8 @@ fn make(place: &Place, next: &AtomicU32) -> Result<Made, StyxError> {
     settings()?;
     let tap = tap::make()?;
     // Before any link is up.
-    let dormant = rules::dormant();
+    let card = place.door.closed()?;
+    let dormant = rules::dormant(place.door);
     nft::run("apply rules", &["-f", "-"], &rules::replace(&dormant, ""))?;
     let edition = nft::edition()?;
     nft::verify_here(&dormant)?;
@@ -126,7 +129,7 @@ fn make(place: &Place, next: &AtomicU32) -> Result<Made, StyxError> {
     enter(&namespace)?;
     inside(&links, near, outer)?;
     let applier = nft::Applier::here()?;
-    Ok(Made { namespace, tap, sockets, index, outer, applier, edition })
+    Ok(Made { namespace, tap, sockets, index, outer, applier, edition, card })
 }
 
 impl Space {
@@ -134,11 +137,11 @@ impl Space {
     pub(crate) async fn make(place: Place, next: Arc<AtomicU32>) -> Result<Self, StyxError> {
         let theirs = place.clone();
         let made = on_thread(move || make(&theirs, &next)).await?;
-        let Made { namespace, tap, sockets, index, outer, applier, edition } = made;
+        let Made { namespace, tap, sockets, index, outer, applier, edition, card } = made;
         let events = Events::new(sockets)?;
         events.forget();
         let tap = Some(Arc::new(tap));
-        let state = State { applier: Some(applier), edition: Some(edition), ..State::dormant(false) };
+        let state = State { applier: Some(applier), edition: Some(edition), card, ..State::dormant(place.door, false) };
         Ok(Self { namespace, tap, index, outer, place, events, state: Arc::new(Mutex::new(state)) })
     }
 
@@ -158,7 +161,7 @@ impl Space {
         .await?;
         let now = Instant::now();
         let pins: HashMap<_, _> = pins.into_iter().map(|(at, left)| (at, now + Duration::from_secs(left))).collect();
-        let state = Arc::new(Mutex::new(State { ruleset, pins, ..State::dormant(true) }));
+        let state = Arc::new(Mutex::new(State { ruleset, pins, ..State::dormant(place.door, true) }));
         Ok(Self { namespace, tap: None, index, outer, place, events: Events::new(sockets)?, state })
     }
 }
@@ -166,6 +169,7 @@ impl Space {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Door;
 
     #[test]
     fn an_index_is_found_by_its_address() {
@@ -187,14 +191,16 @@ mod tests {
             return println!("skipped: a network takes root");
         }
         let alone = || {
-            let place = Place { node: unshare().unwrap(), range: "198.18.0.0/16".parse().unwrap(), without: None };
-            for mode in [tartarus_types::NetMode::Allow, tartarus_types::NetMode::Open] {
+            let (node, range) = (unshare().unwrap(), "198.18.0.0/16".parse().unwrap());
+            use tartarus_types::NetMode::{Allow, Open};
+            for (door, mode) in [(Door::Program, Allow), (Door::Chain, Allow), (Door::Chain, Open)] {
+                let place = Place { node: node.clone(), range, door, without: None };
                 let Made { namespace, tap: _tap, applier, outer, .. } = make(&place, &AtomicU32::new(0)).unwrap();
                 let contract = tartarus_types::Contract { mode, ..Default::default() };
                 let site = place.site(outer).unwrap();
                 let ruleset = rules::ruleset(&contract, 1, &site);
                 enter(&namespace).unwrap();
-                applier.apply(&rules::awaken(&ruleset), &ruleset).unwrap();
+                applier.apply(&rules::awaken(&ruleset, place.door), &ruleset).unwrap();
                 enter(&place.node).unwrap();
             }
         };

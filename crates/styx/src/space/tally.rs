@@ -29,7 +29,12 @@ impl Space {
     /// # Errors
     /// When the kernel cannot be asked.
     pub async fn tally(&self) -> Result<Vec<NetCounter>, StyxError> {
-        within(self.namespace.clone(), || here().map_err(StyxError::system("read a sandbox's counters"))).await
+        let dropped = self.state.lock().await.dropped()?;
+        within(self.namespace.clone(), || {
+            let counters = here().map_err(StyxError::system("read a sandbox's counters"))?;
+            Ok(merged([counters, dropped].concat()))
+        })
+        .await
     }
 }
 
@@ -37,7 +42,7 @@ impl Space {
 fn here() -> io::Result<Vec<NetCounter>> {
     let mut counters = Vec::new();
     ask(GET_OBJECTS, REQUEST | DUMP, |kind, body| counters.extend(counter(body).filter(|_| kind == OBJECT)))?;
-    Ok(merged(counters))
+    Ok(counters)
 }
 
 /// A counter, after four bytes of family and version; nothing for another object.

@@ -8,6 +8,7 @@
     reason = "each test file uses a part"
 )]
 
+mod card;
 pub mod frames;
 mod guest;
 mod ns;
@@ -20,6 +21,7 @@ use styx::{Options, Space, Styx};
 use tartarus_types::Contract;
 use tartarus_types::net::{NetCounter, NetMode};
 
+pub use card::detach;
 pub use guest::{Guest, PATIENCE, checksum, echoes, talks, unique};
 pub use ns::Ns;
 pub use servers::Servers;
