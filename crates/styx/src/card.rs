@@ -22,6 +22,9 @@ use crate::{Guard, StyxError};
 /// The number of the loopback in every new namespace.
 const LOOPBACK: u32 = 1;
 
+/// `ENOTSUPP` of the kernel's own, where it may not translate programs.
+const NO_SUCH_KIND: i32 = 524;
+
 /// What sees to it that frames are the guest's own, and only so many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Door {
@@ -45,7 +48,12 @@ impl Door {
         unshare()?;
         let door = match attach(LOOPBACK, |map| program::program(NetLimits::default(), None, map)) {
             Ok(_) => Self::Program,
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EPERM | libc::ENOSYS)) => {
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(NO_SUCH_KIND | libc::EINVAL | libc::EPERM | libc::EACCES | libc::ENOSYS)
+                ) =>
+            {
                 tracing::info!(%error, "the kernel takes no program at a TAP: rules are in its place");
                 Self::Chain
             }
@@ -109,7 +117,11 @@ fn refused(error: io::Error) -> StyxError {
 impl Card {
     /// Whether frames pass this program and no other, at the TAP of the calling thread's namespace.
     pub(crate) fn check(&self) -> Result<(), StyxError> {
-        let attached = kernel::attached(tap()?).map_err(StyxError::system("ask for the program of a TAP"))?;
+        self.check_at(tap()?)
+    }
+
+    fn check_at(&self, link: u32) -> Result<(), StyxError> {
+        let attached = kernel::attached(link).map_err(StyxError::system("ask for the program of a TAP"))?;
         if attached == [self.number] {
             return Ok(());
         }

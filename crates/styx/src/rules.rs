@@ -16,6 +16,7 @@ use ipnet::Ipv4Net;
 use tartarus_types::Contract;
 
 use crate::Door;
+pub(crate) use contract::FRAME_COUNTERS;
 pub use guard::Guard;
 pub(crate) use node::{node, node_anew, node_batch};
 pub(crate) use sets::address;
@@ -100,7 +101,7 @@ pub(crate) fn update(ruleset: &str, pins: &str, keep_pins: bool) -> String {
     let mut batch = String::from("flush table ip tartarus\n");
     if ruleset.contains("table netdev ") {
         batch += "flush table netdev tartarus\n";
-        for name in contract::NETDEV_COUNTERS {
+        for name in FRAME_COUNTERS {
             batch += &format!("delete counter netdev tartarus {name}\n");
         }
     }

@@ -151,9 +151,12 @@ impl State {
 
     /// Puts the program of the contract at the TAP anew; its counters begin anew with those of the rules.
     fn put_back(&mut self, without: Option<Guard>) -> Result<(), StyxError> {
-        if let Some(contract) = &self.contract {
-            self.card = self.door.open(contract.limits, without)?;
-        }
+        self.card = match (&self.contract, &self.card) {
+            (Some(contract), _) => self.door.open(contract.limits, without)?,
+            (None, Some(_)) => self.door.closed()?,
+            // Whose it is, and what for, is known with the first contract that is put in force here.
+            (None, None) => None,
+        };
         Ok(())
     }
 
@@ -329,13 +332,18 @@ fn change_here(before: &str, ruleset: &str, pins: &str, keep_pins: bool) -> Resu
 
 /// Lets nothing pass any more. Where even that fails there is nothing left to try but to say so.
 fn close_here(namespace: &Namespace, door: Door) -> Option<Card> {
+    if let Err(error) = enter(namespace) {
+        tracing::error!(%error, "the network of a sandbox could not be closed");
+        return None;
+    }
+    // The card first: rules may take seconds.
+    let card = door.closed();
     let dormant = rules::dormant(door);
-    let closed = enter(namespace).and_then(|()| nft::apply_here(&rules::replace(&dormant, ""), &dormant));
-    if let Err(error) = closed {
+    let rules = nft::apply_here(&rules::replace(&dormant, ""), &dormant);
+    for error in [card.as_ref().err(), rules.as_ref().err()].into_iter().flatten() {
         tracing::error!(%error, "the network of a sandbox could not be closed");
     }
-    // Also where rules could not be changed.
-    door.closed().inspect_err(|error| tracing::error!(%error, "a sandbox's card could not be closed")).ok().flatten()
+    card.ok().flatten()
 }
 
 impl std::fmt::Debug for Space {

@@ -19,6 +19,8 @@ const CLASSIFIER: u32 = 3;
 const INGRESS: u32 = 46;
 /// `BPF_F_REPLACE`.
 const REPLACE: u32 = 4;
+/// How often a kernel may ask to be asked again.
+const TRIES: usize = 5;
 /// Shown by tools that list programs.
 const NAME: [u8; 16] = *b"tartarus\0\0\0\0\0\0\0\0";
 
@@ -91,7 +93,15 @@ pub(super) fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
     let mut request =
         Request::new().word(0, CLASSIFIER).word(4, count).address(8, program.as_ptr()).address(16, license.as_ptr());
     request.0[48..64].copy_from_slice(&NAME);
-    // SAFETY: program and license live until the call returns, which only reads them.
+    for _ in 0..TRIES {
+        // SAFETY: program and license live until the call returns, which only reads them.
+        match unsafe { request.open(PROG_LOAD) } {
+            // A signal is on its way to this process.
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+            other => return other,
+        }
+    }
+    // SAFETY: as above.
     unsafe { request.open(PROG_LOAD) }
 }
 

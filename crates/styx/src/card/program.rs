@@ -6,13 +6,12 @@
 use tartarus_types::net::NetLimits;
 
 use super::code::{Code, Do, If, Instruction, Width};
+pub(super) use crate::rules::FRAME_COUNTERS as COUNTERS;
 use crate::rules::{MARK, burst};
 use crate::{GUEST, GUEST_MAC, Guard};
 
 /// What a program remembers: numbers of 8 bytes. First when each limit is used up to, then packets and bytes of each counter.
 pub(super) const WORDS: usize = 3 + 2 * COUNTERS.len();
-/// Counters, in their order.
-pub(super) const COUNTERS: [&str; 3] = ["spoofed", "not_ipv4", "rate"];
 const PACKETS_UNTIL: i16 = 0;
 const BYTES_UNTIL: i16 = 8;
 const ARP_UNTIL: i16 = 16;

@@ -131,10 +131,10 @@ fn whatever_a_frame_is_made_of_the_program_says_what_its_words_say() {
                 return Ok(());
             }
             let says = if is_ip || is_arp { PASSED } else { DROPPED };
-            let count = if says == PASSED { &passed } else { &dropped };
-            count.set(count.get() + 1);
             // A tag is taken out of a frame before a program sees it, and not when it is tried.
             if let Some(said) = whole.tries(&frame) {
+                let count = if says == PASSED { &passed } else { &dropped };
+                count.set(count.get() + 1);
                 prop_assert_eq!(said, says, "{:02x?}", frame);
             }
             Ok(())
@@ -176,13 +176,12 @@ fn so_many_bytes_pass() {
 fn what_is_saved_up_is_used_once() {
     let limits = NetLimits { packets: 1000, ..MUCH };
     let Some((_, _, loaded)) = passing(limits, 50, 1000) else { return };
+    let start = Instant::now();
     let own = frame(GUEST_MAC, 0x0800, &ip(GUEST.octets(), 64));
     std::thread::sleep(std::time::Duration::from_millis(20));
-    let start = Instant::now();
     let passed = (0..1000).filter(|_| loaded.says(&own) == PASSED).count() as f64;
-    let most = 1000. * (0.02 + start.elapsed().as_secs_f64());
-    // A thread that was meant to sleep 20 ms may have slept longer.
-    assert!((20. ..=50.).contains(&passed) || passed <= most + 1., "{passed} of {most}");
+    let most = 1000. * start.elapsed().as_secs_f64();
+    assert!((20. ..=most + 1.).contains(&passed), "{passed} of {most}");
 }
 
 #[test]
@@ -201,6 +200,12 @@ fn one_program_is_attached_and_a_strangers_is_noticed() {
         if let Err(error) = unshare() {
             return println!("skipped: a namespace takes root: {error}");
         }
+        match attach(LOOPBACK, |_| program::closed()) {
+            Err(error) if Door::of_kernel().is_ok_and(|door| door == Door::Chain) => {
+                return println!("skipped: the kernel attaches no program: {error}");
+            }
+            closed => remove(LOOPBACK, closed.unwrap().number).unwrap(),
+        }
         let attach = || attach(LOOPBACK, |map| program::program(MUCH, None, map)).unwrap();
         let numbers = || kernel::attached(LOOPBACK).unwrap();
         assert!(numbers().is_empty());
@@ -215,8 +220,17 @@ fn one_program_is_attached_and_a_strangers_is_noticed() {
         let stranger = load(MUCH, None).unwrap();
         kernel::attach(LOOPBACK, &stranger.program, None).unwrap();
         assert_eq!(numbers().len(), 2);
+        let own = Card { number: numbers()[0], memory: kernel::memory(program::WORDS).unwrap() };
+        own.check_at(LOOPBACK).expect_err("a stranger's is beside it");
         let third = attach();
         assert_eq!(numbers(), [third.number], "nobody else has a say");
+        third.check_at(LOOPBACK).unwrap();
+        remove(LOOPBACK, third.number).unwrap();
+        third.check_at(LOOPBACK).expect_err("it is gone");
+        for program in [&stranger.program, &load(MUCH, None).unwrap().program] {
+            kernel::attach(LOOPBACK, program, None).unwrap();
+        }
+        attach().check_at(LOOPBACK).expect("whoever was first");
     };
     std::thread::spawn(alone).join().unwrap();
 }

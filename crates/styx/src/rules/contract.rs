@@ -8,7 +8,7 @@ use super::{Guard, MARK, Site, sets};
 use crate::{Door, GATEWAY, GUEST, GUEST_MAC, PINS, REMEMBERED};
 
 /// Counters of frames that come from the guest.
-pub(super) const NETDEV_COUNTERS: [&str; 3] = ["spoofed", "not_ipv4", "rate"];
+pub(crate) const FRAME_COUNTERS: [&str; 3] = ["spoofed", "not_ipv4", "rate"];
 /// Counters of packets, by what became of them.
 pub(super) const COUNTERS: [&str; 10] =
     ["allowed", "never", "private", "port", "unlisted", "rate", "connections", "gateway", "inbound", "invalid"];
@@ -77,7 +77,7 @@ pub(super) fn ruleset(contract: &Contract, generation: u32, site: &Site) -> Stri
             ],
         ),
     ]);
-    let mut frames: Vec<String> = NETDEV_COUNTERS.iter().map(|name| counter(name)).collect();
+    let mut frames: Vec<String> = FRAME_COUNTERS.iter().map(|name| counter(name)).collect();
     frames.push(chain("guest", &rules.frames()));
     frames.push(chain("rates", &rules.own_frames()));
     at_the_door(site.door, &frames) + &table("ip", &parts)
