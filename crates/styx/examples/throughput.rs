@@ -1,13 +1,13 @@
 //! What the rules of a sandbox cost: the same path with all of them and with none, in turns.
 //!
-//! `throughput [--pairs N] [--seconds S] [--held N] [--without GUARD] [--tap] [--json] [--check]`, as root. A Linux stack in
+//! `throughput [--pairs N] [--seconds S] [--held N] [--without GUARD] [--chain] [--tap] [--json] [--check]`, as root. A Linux stack in
 //! the guest's place sends through the sandbox's namespace and the node's to an internet; each is a namespace of its own, and
 //! none has a way out of the machine. A veth stands in for the TAP, so that no other process carries frames; `--tap` keeps
 //! the TAP, and a thread writes frames into it, which measures packets alone.
 //!
 //! "None" is the path that remains without a single rule that refuses: forwarding, the sandbox's source NAT, the node's
 //! masquerade, and so connection tracking in both namespaces. `--without` leaves one rule out of "all", to see what it
-//! costs. Limits are as high as they go: what is measured is that they are asked, not that they bite.
+//! costs; with `--chain` frames are judged by rules, as on a kernel that takes no program. Limits are as high as they go: what is measured is that they are asked, not that they bite.
 
 #![allow(
     clippy::print_stdout,
@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use meter::{Connections, Counted, Packets};
 use report::Measure;
-use styx::{GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, Guard, Options, Space, Styx};
+use styx::{Door, GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, Guard, Options, Space, Styx};
 use support::{Ns, PUBLIC, World, allow, detach, in_world};
 use tartarus_types::Contract;
 
@@ -41,6 +41,7 @@ struct Asked {
     slice: Duration,
     held: usize,
     without: Option<Guard>,
+    door: Option<Door>,
     tap: bool,
     json: bool,
     check: bool,
@@ -49,7 +50,8 @@ struct Asked {
 impl Asked {
     fn read(mut words: impl Iterator<Item = String>) -> Result<Self, String> {
         let slice = Duration::from_secs(1);
-        let mut asked = Self { pairs: 10, slice, held: 0, without: None, tap: false, json: false, check: false };
+        let mut asked =
+            Self { pairs: 10, slice, held: 0, without: None, door: None, tap: false, json: false, check: false };
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or_else(|| format!("{word} takes a value"));
             match word.as_str() {
@@ -57,6 +59,7 @@ impl Asked {
                 "--seconds" => asked.slice = Duration::from_secs_f64(number(&value()?)?),
                 "--held" => asked.held = number(&value()?)?,
                 "--without" => asked.without = Some(value()?.parse()?),
+                "--chain" => asked.door = Some(Door::Chain),
                 "--tap" => asked.tap = true,
                 "--json" => asked.json = true,
                 "--check" => asked.check = true,
@@ -106,7 +109,7 @@ struct Path<'a> {
 
 impl<'a> Path<'a> {
     async fn new(world: &'a World, asked: &Asked) -> Self {
-        let styx = Styx::new(Options { pool: 0, without: asked.without, ..Options::default() });
+        let styx = Styx::new(Options { pool: 0, without: asked.without, door: asked.door, ..Options::default() });
         let mut space = styx.take(&contract()).await.unwrap();
         let inside = Ns(space.namespace.clone());
         if !asked.tap {

@@ -22,8 +22,8 @@ use crate::{Guard, StyxError};
 /// The number of the loopback in every new namespace.
 const LOOPBACK: u32 = 1;
 
-/// `ENOTSUPP` of the kernel's own, where it may not translate programs.
-const NO_SUCH_KIND: i32 = 524;
+/// What a kernel says that will never take such a program; the last is its own `ENOTSUPP`, where it may not translate programs.
+const NEVER: [i32; 5] = [libc::EINVAL, libc::EPERM, libc::EACCES, libc::ENOSYS, 524];
 
 /// What sees to it that frames are the guest's own, and only so many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,12 +48,7 @@ impl Door {
         unshare()?;
         let door = match attach(LOOPBACK, |map| program::program(NetLimits::default(), None, map)) {
             Ok(_) => Self::Program,
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(NO_SUCH_KIND | libc::EINVAL | libc::EPERM | libc::EACCES | libc::ENOSYS)
-                ) =>
-            {
+            Err(error) if error.raw_os_error().is_some_and(|number| NEVER.contains(&number)) => {
                 tracing::info!(%error, "the kernel takes no program at a TAP: rules are in its place");
                 Self::Chain
             }

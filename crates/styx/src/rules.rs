@@ -97,9 +97,9 @@ pub(crate) fn leave(before: &str, ruleset: &str) -> String {
 /// Puts `ruleset` in the place of another one of [`ruleset`], in one transaction and without a moment in which neither
 /// holds: chains stay hooked, and only what is in them changes. Counters begin anew, addresses that are pinned stay where
 /// `keep_pins`.
-pub(crate) fn update(ruleset: &str, pins: &str, keep_pins: bool) -> String {
+pub(crate) fn update(ruleset: &str, pins: &str, keep_pins: bool, door: Door) -> String {
     let mut batch = String::from("flush table ip tartarus\n");
-    if ruleset.contains("table netdev ") {
+    if door == Door::Chain {
         batch += "flush table netdev tartarus\n";
         for name in FRAME_COUNTERS {
             batch += &format!("delete counter netdev tartarus {name}\n");
@@ -176,13 +176,15 @@ mod tests {
 
     #[test]
     fn an_update_keeps_chains_and_may_keep_pins() {
-        let text = update("RULES", "", true);
+        let text = update("RULES", "", true, Door::Chain);
         assert!(
             !text.contains("delete table")
                 && !text.contains("flush ruleset")
                 && !text.contains("set ip tartarus pinned")
         );
         assert!(text.ends_with("RULES"));
-        assert!(update("RULES", "", false).contains("flush set ip tartarus pinned\n"));
+        assert!(text.contains("flush table netdev tartarus\n"));
+        let text = update("RULES", "", false, Door::Program);
+        assert!(text.contains("flush set ip tartarus pinned\n") && !text.contains("netdev"));
     }
 }

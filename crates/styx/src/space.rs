@@ -133,7 +133,7 @@ impl State {
     /// transaction in the namespace since that was read back.
     fn ready_for(&self, is: impl FnOnce(&str) -> bool) -> Result<(), StyxError> {
         let same = !self.awake() || is(&self.ruleset);
-        self.card.as_ref().map_or(Ok(()), Card::check)?;
+        self.check_card()?;
         if same && self.edition == Some(nft::edition()?) {
             return Ok(());
         }
@@ -158,6 +158,11 @@ impl State {
             (None, None) => None,
         };
         Ok(())
+    }
+
+    /// Whether the TAP has its own program, in the namespace of the calling thread.
+    fn check_card(&self) -> Result<(), StyxError> {
+        self.card.as_ref().map_or(Ok(()), Card::check)
     }
 
     /// What was dropped at the TAP.
@@ -304,11 +309,13 @@ fn put_here(ruleset: &str, pins: &str, before: Before, keep_pins: bool, door: Do
                 Err(error) => tracing::warn!(%error, "rules could not be added to those that let nothing pass"),
             }
         }
-        Before::Rules(before) => match change_here(&before, ruleset, if keep_pins { "" } else { pins }, keep_pins) {
-            Ok(()) => return Ok(()),
-            // Somebody else changed what the update was made for: all of it is replaced.
-            Err(error) => tracing::warn!(%error, "rules could not be changed in place and are replaced"),
-        },
+        Before::Rules(before) => {
+            match change_here(&before, ruleset, if keep_pins { "" } else { pins }, keep_pins, door) {
+                Ok(()) => return Ok(()),
+                // Somebody else changed what the update was made for: all of it is replaced.
+                Err(error) => tracing::warn!(%error, "rules could not be changed in place and are replaced"),
+            }
+        }
         Before::Whatever => {}
     }
     let sets = rules::prepare("", ruleset).unwrap_or_default();
@@ -317,7 +324,7 @@ fn put_here(ruleset: &str, pins: &str, before: Before, keep_pins: bool, door: Do
 }
 
 /// Puts `ruleset` in the place of the one `before`, sets first.
-fn change_here(before: &str, ruleset: &str, pins: &str, keep_pins: bool) -> Result<(), StyxError> {
+fn change_here(before: &str, ruleset: &str, pins: &str, keep_pins: bool, door: Door) -> Result<(), StyxError> {
     match rules::prepare(before, ruleset) {
         Some(sets) => drop(nft::run("apply rules", &["-f", "-"], &sets)?),
         // Of the same generation: sets cannot be changed in one step with what asks them.
@@ -326,7 +333,7 @@ fn change_here(before: &str, ruleset: &str, pins: &str, keep_pins: bool) -> Resu
         }
         None => {}
     }
-    let batch = rules::update(ruleset, pins, keep_pins) + &rules::leave(before, ruleset);
+    let batch = rules::update(ruleset, pins, keep_pins, door) + &rules::leave(before, ruleset);
     nft::apply_here(&batch, ruleset)
 }
 

@@ -53,8 +53,9 @@ pub(super) fn table(asked: &Asked, measures: &[Measure]) -> String {
     }
     let Asked { pairs, slice, held, .. } = asked;
     let without = asked.without.map_or(String::new(), |guard| format!("; all rules but {guard}"));
+    let chain = asked.door.map_or("", |_| "; frames judged by rules");
     text + &format!(
-        "medians of {pairs} pairs, {slice:?} each; {} senders; {held} connections held{without}\n",
+        "medians of {pairs} pairs, {slice:?} each; {} senders; {held} connections held{without}{chain}\n",
         sender(asked)
     )
 }
@@ -68,7 +69,7 @@ pub(super) fn json(asked: &Asked, measures: &[Measure]) -> String {
     };
     let all = json!({
         "sender": sender(asked), "pairs": asked.pairs, "seconds": asked.slice.as_secs_f64(), "held": asked.held,
-        "without": asked.without.map(Guard::name), "bar": BAR, "measures": measures.iter().map(row).collect::<Vec<_>>(),
+        "without": asked.without.map(Guard::name), "chain": asked.door.is_some(), "bar": BAR, "measures": measures.iter().map(row).collect::<Vec<_>>(),
     });
     format!("{all:#}\n")
 }

@@ -19,7 +19,7 @@ const CLASSIFIER: u32 = 3;
 const INGRESS: u32 = 46;
 /// `BPF_F_REPLACE`.
 const REPLACE: u32 = 4;
-/// How often a kernel may ask to be asked again.
+/// How often a program is offered to a kernel that asks for it again.
 const TRIES: usize = 5;
 /// Shown by tools that list programs.
 const NAME: [u8; 16] = *b"tartarus\0\0\0\0\0\0\0\0";
@@ -93,16 +93,15 @@ pub(super) fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
     let mut request =
         Request::new().word(0, CLASSIFIER).word(4, count).address(8, program.as_ptr()).address(16, license.as_ptr());
     request.0[48..64].copy_from_slice(&NAME);
-    for _ in 0..TRIES {
+    let mut tries = 1;
+    loop {
         // SAFETY: program and license live until the call returns, which only reads them.
         match unsafe { request.open(PROG_LOAD) } {
             // A signal is on its way to this process.
-            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && tries < TRIES => tries += 1,
             other => return other,
         }
     }
-    // SAFETY: as above.
-    unsafe { request.open(PROG_LOAD) }
 }
 
 /// Has every frame that comes in at a link of the calling thread's namespace pass `program`, in place of `before` where there is

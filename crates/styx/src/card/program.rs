@@ -74,8 +74,6 @@ struct Limit {
 pub(super) fn program(limits: NetLimits, without: Option<Guard>, map: i32) -> Vec<Instruction> {
     let has = |guard| without != Some(guard);
     let mut code = Code::new();
-    let (mac, mac_end) = split(GUEST_MAC);
-    let guest = u32::from_ne_bytes(GUEST.octets());
     let kind = |ethertype: u16| u32::from(u16::from_ne_bytes(ethertype.to_be_bytes()));
     code.with(Do::Set, FRAME, 1);
     code.map_value(MEMORY, map);
@@ -85,10 +83,7 @@ pub(super) fn program(limits: NetLimits, without: Option<Guard>, map: i32) -> Ve
     code.load(Width::Word, 3, FRAME, DATA_END);
     long(&mut code, HEADER);
     if has(Guard::SourceMac) {
-        code.load(Width::Word, 4, 2, SOURCE);
-        code.jump_if(4, If::NotEqual, mac, To::Spoofed);
-        code.load(Width::Half, 4, 2, SOURCE + 4);
-        code.jump_if(4, If::NotEqual, mac_end, To::Spoofed);
+        guests_card(&mut code, SOURCE);
     }
     let other = if has(Guard::EtherType) { To::NotIpv4 } else { To::Own };
     // A kernel has taken a tag out of the frame already.
@@ -99,8 +94,7 @@ pub(super) fn program(limits: NetLimits, without: Option<Guard>, map: i32) -> Ve
     code.jump_if(4, If::NotEqual, kind(0x0800), other);
     long(&mut code, LEAST);
     if has(Guard::SourceIp) {
-        code.load(Width::Word, 4, 2, IP_SOURCE);
-        code.jump_if(4, If::NotEqual, guest, To::Spoofed);
+        guests_address(&mut code, IP_SOURCE);
     }
     // What would end on its way here would end a connection for this namespace that goes on for the node.
     code.load(Width::Byte, 4, 2, TTL);
@@ -132,12 +126,8 @@ pub(super) fn program(limits: NetLimits, without: Option<Guard>, map: i32) -> Ve
     code.place(&To::Arp);
     long(&mut code, LEAST);
     if has(Guard::Arp) {
-        code.load(Width::Word, 4, 2, ARP_MAC);
-        code.jump_if(4, If::NotEqual, mac, To::Spoofed);
-        code.load(Width::Half, 4, 2, ARP_MAC + 4);
-        code.jump_if(4, If::NotEqual, mac_end, To::Spoofed);
-        code.load(Width::Word, 4, 2, ARP_IP);
-        code.jump_if(4, If::NotEqual, guest, To::Spoofed);
+        guests_card(&mut code, ARP_MAC);
+        guests_address(&mut code, ARP_IP);
     }
     code.call(NOW);
     code.with(Do::Set, TIME, 0);
@@ -186,6 +176,21 @@ fn long(code: &mut Code<To>, bytes: i32) {
     code.jump_with(4, If::Greater, 3, To::Drop);
 }
 
+/// Goes on where the guest's card is so many bytes into the frame.
+fn guests_card(code: &mut Code<To>, at: i16) {
+    let [a, b, c, d, e, f] = GUEST_MAC;
+    code.load(Width::Word, 4, 2, at);
+    code.jump_if(4, If::NotEqual, u32::from_ne_bytes([a, b, c, d]), To::Spoofed);
+    code.load(Width::Half, 4, 2, at + 4);
+    code.jump_if(4, If::NotEqual, u16::from_ne_bytes([e, f]).into(), To::Spoofed);
+}
+
+/// Goes on where the guest's address is so many bytes into the frame.
+fn guests_address(code: &mut Code<To>, at: i16) {
+    code.load(Width::Word, 4, 2, at);
+    code.jump_if(4, If::NotEqual, u32::from_ne_bytes(GUEST.octets()), To::Spoofed);
+}
+
 /// Goes on where there is room for what costs the nanoseconds in register 5, and to `over` where there is none. The time up to
 /// which a limit is used up lies between the burst ago and now. Several processors may ask at the same time: none is let
 /// through by what another one has used.
@@ -209,9 +214,4 @@ fn within(code: &mut Code<To>, limit: &Limit, over: To) {
     code.add_to(MEMORY, limit.until, 4);
     code.jump(over);
     code.place(&To::Fine);
-}
-
-fn split(mac: [u8; 6]) -> (u32, u32) {
-    let [a, b, c, d, e, f] = mac;
-    (u32::from_ne_bytes([a, b, c, d]), u32::from(u16::from_ne_bytes([e, f])))
 }

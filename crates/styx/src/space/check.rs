@@ -7,7 +7,6 @@ use tartarus_types::Contract;
 
 use super::make::{changed_setting, inside, near_name, pair, settings};
 use super::{Before, Space, State, close_here, put_here};
-use crate::card::Card;
 use crate::enter::{enter, on_thread, within};
 use crate::links::Links;
 use crate::rules::{self, Site};
@@ -20,7 +19,7 @@ impl Space {
     /// [`StyxError::Changed`] and [`StyxError::Differs`] are put right by [`Self::mend`], [`StyxError::Lost`] is not.
     pub async fn check(&self) -> Result<(), StyxError> {
         self.look(|state, _| {
-            state.card.as_ref().map_or(Ok(()), Card::check)?;
+            state.check_card()?;
             nft::verify_here(&state.ruleset)
         })
         .await
