@@ -40,16 +40,14 @@ pub(super) fn ruleset(contract: &Contract, generation: u32, site: &Site) -> Stri
     let mark = format!("0x{:08x}", generation | 1 << 31);
     let set_of = |name: &str| sets::name(name, generation);
     let rules = Rules { contract, limits: contract.limits, without: site.without, generation, mark };
-    let (within, others) = sets::listed(contract);
     let (pins, remembered) = (format!("size {PINS}"), format!("size {REMEMBERED}"));
     let interval = ["type ipv4_addr", "flags interval"];
     let mut parts: Vec<String> = COUNTERS.iter().map(|name| counter(name)).collect();
     parts.extend([
+        set(&set_of("reachable"), &interval, &sets::reachable(contract, site)),
         set(&set_of("never"), &interval, &sets::never(&site.host_addresses, site.range, site.without)),
         set("private", &interval, &sets::private()),
-        set(&set_of("listed"), &interval, &within),
-        set(&set_of("cidrs"), &interval, &others),
-        set(&set_of("ports"), &["type inet_proto . inet_service", "flags interval"], &sets::ports(&contract.ports)),
+        set(&set_of("ports"), sets::ports_type(&contract.ports), &sets::ports(&contract.ports)),
         set("pinned", &["type ipv4_addr", &pins, "flags timeout"], &[]),
         set(
             "blocked",
@@ -159,9 +157,9 @@ impl Rules<'_> {
             HOOKS[2].1.to_owned(),
             // Most packets are of a connection that is known. Its mark says that one is the guest's, without asking for the link.
             format!("meta mark 0x{MARK:08x} {}", self.known("ct state established,new")),
+            "iif \"eth0\" oif \"tap0\" goto inbound".to_owned(),
             // To its own side again it could go to networks only that no sandbox reaches.
             format!("iif \"tap0\" meta mark 0x{MARK:08x} goto outbound"),
-            "iif \"eth0\" oif \"tap0\" goto inbound".to_owned(),
         ]
     }
 
@@ -204,19 +202,19 @@ impl Rules<'_> {
         }
     }
 
-    /// The order of judgement, by the address on the far side.
+    /// The order of judgement, by the address on the far side. Most are of a listed network, which is one question; the others
+    /// say why not, or why yet.
     fn contract(&self, far: &str, refuse: &str) -> Vec<String> {
         let no = |name: &str| format!("counter name \"{name}\" goto {refuse}");
         let ports = if far == "daddr" { "ports_out" } else { "ports_back" };
-        let (never, listed, cidrs) = (self.set("never"), self.set("listed"), self.set("cidrs"));
-        let mut rules = vec![format!("ip {far} {never} {}", no("never")), format!("ip {far} {listed} goto {ports}")];
+        let (reachable, never) = (self.set("reachable"), self.set("never"));
+        let mut rules = vec![format!("ip {far} {reachable} goto {ports}"), format!("ip {far} {never} {}", no("never"))];
         rules.extend(self.unless(Guard::Private, &[format!("ip {far} @private {}", no("private"))]));
         match self.contract.mode {
             NetMode::None => {}
             // Whatever a list says, the same destination is public and so allowed.
             NetMode::Open => rules.push("goto allow".to_owned()),
             NetMode::Allow => {
-                rules.push(format!("ip {far} {cidrs} goto {ports}"));
                 rules.push(format!("ip {far} @pinned goto {ports}"));
                 if self.contract.reaches_public_ports() {
                     rules.push(format!("goto {ports}"));

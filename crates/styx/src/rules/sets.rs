@@ -2,11 +2,11 @@
 
 use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv4Subnets};
 use tartarus_types::Contract;
-use tartarus_types::net::{self, PortRule, Protocol};
+use tartarus_types::net::{self, NetMode, PortRule, Protocol};
 
-use super::Guard;
+use super::{Guard, Site};
 
 /// Networks between sandboxes and their node; one of [`net::NEVER`], with a rule of its own in the attack suite.
 const BETWEEN: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(198, 18, 0, 0), 15);
@@ -56,6 +56,10 @@ fn networks(mut nets: Vec<Ipv4Net>) -> Vec<String> {
 
 /// What no sandbox reaches: constants, the node's addresses, and where sandboxes have theirs.
 pub(super) fn never(hosts: &[Ipv4Addr], range: Ipv4Net, without: Option<Guard>) -> Vec<String> {
+    networks(never_nets(hosts, range, without))
+}
+
+fn never_nets(hosts: &[Ipv4Addr], range: Ipv4Net, without: Option<Guard>) -> Vec<Ipv4Net> {
     let stays = |net: &Ipv4Net| match without {
         Some(Guard::Never) => *net == BETWEEN,
         Some(Guard::Neighbours) => *net != BETWEEN,
@@ -66,7 +70,7 @@ pub(super) fn never(hosts: &[Ipv4Addr], range: Ipv4Net, without: Option<Guard>) 
         nets.extend(hosts.iter().map(|host| Ipv4Net::from(*host)));
     }
     nets.extend(Some(range).filter(|_| without != Some(Guard::Neighbours)));
-    networks(nets)
+    nets
 }
 
 /// What is private.
@@ -74,9 +78,68 @@ pub(super) fn private() -> Vec<String> {
     networks(net::private().to_vec())
 }
 
-/// Listed networks: those within a private one, and the others.
-pub(super) fn listed(contract: &Contract) -> (Vec<String>, Vec<String>) {
-    (networks(contract.private_cidrs().collect()), networks(contract.public_cidrs().collect()))
+/// What is reached because its network is listed: what is private where a network within it is, and nothing that is never
+/// reached.
+pub(super) fn reachable(contract: &Contract, site: &Site) -> Vec<String> {
+    let mut public = ranges(contract.public_cidrs().filter(|_| contract.mode == NetMode::Allow));
+    if site.without != Some(Guard::Private) {
+        public = less(&public, &ranges(net::private().iter().copied()));
+    }
+    let private = ranges(contract.private_cidrs().filter(|_| contract.mode != NetMode::None));
+    let never = ranges(never_nets(&site.host_addresses, site.range, site.without).into_iter());
+    less(&merged([public, private].concat()), &never).into_iter().map(range).collect()
+}
+
+/// Addresses from the first to the last.
+type Range = (u32, u32);
+
+fn ranges(nets: impl Iterator<Item = Ipv4Net>) -> Vec<Range> {
+    merged(nets.map(|net| (net.network().into(), net.broadcast().into())).collect())
+}
+
+/// In order, and none beside another one.
+fn merged(mut all: Vec<Range>) -> Vec<Range> {
+    all.sort_unstable();
+    all.dedup_by(|next, before| {
+        let meet = next.0 <= before.1.saturating_add(1);
+        before.1 = before.1.max(if meet { next.1 } else { before.1 });
+        meet
+    });
+    all
+}
+
+/// `all` without what is in `gone`; both are [`merged`].
+fn less(all: &[Range], gone: &[Range]) -> Vec<Range> {
+    let mut rest = Vec::new();
+    let mut gone = gone.iter().peekable();
+    for &(mut first, last) in all {
+        while gone.next_if(|(_, end)| *end < first).is_some() {}
+        let mut left = true;
+        let mut here = gone.clone();
+        while let Some(&(from, to)) = here.next_if(|(from, _)| *from <= last) {
+            rest.extend((from > first).then(|| (first, from - 1)));
+            left = to < last;
+            first = to.saturating_add(1);
+        }
+        rest.extend(left.then_some((first, last)));
+    }
+    rest
+}
+
+/// One range as nft lists it.
+fn range((first, last): Range) -> String {
+    let (first, last) = (Ipv4Addr::from(first), Ipv4Addr::from(last));
+    let mut nets = Ipv4Subnets::new(first, last, 0);
+    match (nets.next(), nets.next()) {
+        (Some(net), None) => address(&net),
+        _ => format!("{first}-{last}"),
+    }
+}
+
+/// The type of a set of these ports. What has no ranges is found at once; where there are some, several parts are compared.
+pub(super) fn ports_type(rules: &[PortRule]) -> &'static [&'static str] {
+    let all = &["type inet_proto . inet_service", "flags interval"];
+    if rules.iter().all(|rule| rule.first == rule.last) { &all[..1] } else { all }
 }
 
 /// Listed ports, which a contract has merged and in order. By number: names depend on files of the host.
@@ -93,6 +156,10 @@ pub(super) fn ports(rules: &[PortRule]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use tartarus_types::net::Judgement;
+
     use super::*;
 
     fn ports_of(texts: &[&str]) -> Vec<String> {
@@ -122,12 +189,62 @@ mod tests {
         assert!(net::never().iter().any(|(net, _)| *net == BETWEEN));
     }
 
+    fn site(without: Option<Guard>) -> Site {
+        let host = "8.8.8.8".parse().unwrap();
+        let (outer, range) = (Ipv4Addr::new(198, 18, 0, 1), "198.18.0.0/16".parse().unwrap());
+        Site { outer, range, host_addresses: vec![host], door: crate::Door::Program, without }
+    }
+
+    fn reached(mode: NetMode, cidrs: &[&str], without: Option<Guard>) -> Vec<String> {
+        let cidrs = cidrs.iter().map(|text| text.parse().unwrap()).collect();
+        reachable(&Contract { mode, cidrs, ..Contract::default() }, &site(without))
+    }
+
     #[test]
     fn a_listed_network_is_private_only_when_it_lies_within_one() {
-        let cidrs = ["9.0.0.0/7", "10.1.0.0/16", "192.0.2.7/32"].map(|text| text.parse().unwrap()).to_vec();
-        let (within, others) = listed(&Contract { cidrs, ..Contract::default() });
-        assert_eq!(within, ["10.1.0.0/16"]);
-        assert_eq!(others, ["8.0.0.0/7", "192.0.2.7"]);
+        let reached = |mode| reached(mode, &["9.0.0.0/7", "10.1.0.0/16", "192.0.2.7/32", "169.254.0.0/16"], None);
+        assert_eq!(reached(NetMode::Allow), ["8.0.0.0-8.8.8.7", "8.8.8.9-9.255.255.255", "10.1.0.0/16", "192.0.2.7"]);
+        assert_eq!(reached(NetMode::Open), ["10.1.0.0/16"]);
+        assert!(reached(NetMode::None).is_empty());
+    }
+
+    #[test]
+    fn a_guard_that_is_left_out_takes_nothing_away() {
+        let reached = |without| reached(NetMode::Allow, &["0.0.0.0/0"], without);
+        let has = |all: &[String], end: &str| all.iter().any(|range| range.ends_with(end));
+        assert!(has(&reached(None), "-9.255.255.255") && !has(&reached(Some(Guard::Private)), "-9.255.255.255"));
+        assert!(has(&reached(None), "-8.8.8.7") && !has(&reached(Some(Guard::HostLocal)), "-8.8.8.7"));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_reached_is_what_is_judged_so(
+            cidrs in vec((any::<u32>(), 0..=32_u8), 0..6), near in any::<Option<u32>>(), open in any::<bool>(), with in 0..4_usize,
+        ) {
+            let mode = if open { NetMode::Open } else { NetMode::Allow };
+            let anywhere = cidrs.iter().map(|(at, length)| Ipv4Net::new((*at).into(), *length).unwrap().trunc());
+            let private = net::private().iter().chain(net::never().iter().map(|(net, _)| net)).cycle().skip(with * 3).take(with);
+            let cidrs: Vec<Ipv4Net> = anywhere.chain(private.copied()).collect();
+            let contract = Contract { mode, cidrs: cidrs.clone(), ..Contract::default() };
+            let site = site(None);
+            let never = ranges(never_nets(&site.host_addresses, site.range, None).into_iter());
+            let said = reachable(&contract, &site);
+            let within = |at: Ipv4Addr| said.iter().any(|text| text.parse::<Ipv4Net>().map_or_else(
+                |_| text.split_once('-').map_or(text == &at.to_string(), |(first, last)| {
+                    (first.parse::<Ipv4Addr>().unwrap()..=last.parse().unwrap()).contains(&at)
+                }),
+                |net| net.contains(&at),
+            ));
+            let ends = |net: &Ipv4Net| [net.network(), net.broadcast()].map(u32::from);
+            let all = cidrs.iter().chain(net::private()).chain(net::never().iter().map(|(net, _)| net)).flat_map(ends);
+            for at in all.flat_map(|end| [end.wrapping_sub(1), end, end.wrapping_add(1)]).chain(near) {
+                let refused = never.iter().any(|(first, last)| (*first..=*last).contains(&at));
+                let at = Ipv4Addr::from(at);
+                let private = net::private().iter().any(|net| net.contains(&at));
+                let listed = contract.judge(at, None, false) == Judgement::Allowed && (private || !open);
+                prop_assert_eq!(within(at), listed && !refused, "{} of {:?}", at, said);
+            }
+        }
     }
 
     #[test]
