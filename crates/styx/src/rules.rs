@@ -89,6 +89,11 @@ pub(crate) fn prepare(before: &str, ruleset: &str) -> Option<String> {
     (!sets.is_empty()).then(|| format!("table ip tartarus {{\n{sets}}}\n"))
 }
 
+/// Whether [`update`] would have to change a set of the one `before`, which it cannot in one step with the rules that ask it.
+pub(crate) fn sets_differ(before: &str, ruleset: &str) -> bool {
+    sets::differ(before, ruleset)
+}
+
 /// Removes the sets of `before` that `ruleset` does not ask any more, at the end of an [`update`].
 pub(crate) fn leave(before: &str, ruleset: &str) -> String {
     sets::left(before, ruleset)

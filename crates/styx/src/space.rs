@@ -325,13 +325,11 @@ fn put_here(ruleset: &str, pins: &str, before: Before, keep_pins: bool, door: Do
 
 /// Puts `ruleset` in the place of the one `before`, sets first.
 fn change_here(before: &str, ruleset: &str, pins: &str, keep_pins: bool, door: Door) -> Result<(), StyxError> {
-    match rules::prepare(before, ruleset) {
-        Some(sets) => drop(nft::run("apply rules", &["-f", "-"], &sets)?),
-        // Of the same generation: sets cannot be changed in one step with what asks them.
-        None if nft::difference(before, ruleset).is_some() => {
-            return Err(StyxError::Differs("its generation".to_owned()));
-        }
-        None => {}
+    if rules::sets_differ(before, ruleset) {
+        return Err(StyxError::Differs("a set of its own generation".to_owned()));
+    }
+    if let Some(sets) = rules::prepare(before, ruleset) {
+        nft::run("apply rules", &["-f", "-"], &sets)?;
     }
     let batch = rules::update(ruleset, pins, keep_pins, door) + &rules::leave(before, ruleset);
     nft::apply_here(&batch, ruleset)

@@ -63,6 +63,18 @@ fn open_is_public_only() {
 }
 
 #[test]
+fn ports_are_listed_one_by_one_and_as_ranges() {
+    in_world(async |_world| {
+        let (_styx, space, guest) = sandbox(alone(), &allow(&["198.51.100.0/24"], &["443"])).await;
+        assert!(guest.tcp(PUBLIC, 443) && !guest.tcp(PUBLIC, 80) && !guest.tcp(PUBLIC, 25));
+        space.apply(&allow(&["198.51.100.0/24"], &["26-442", "53/udp"]), 2).await.unwrap();
+        assert!(!guest.tcp(PUBLIC, 443) && guest.tcp(PUBLIC, 80) && guest.udp(PUBLIC, 53) && !guest.tcp(PUBLIC, 25));
+        space.apply(&allow(&["198.51.100.0/24"], &["25"]), 3).await.unwrap();
+        assert!(!guest.tcp(PUBLIC, 80) && !guest.udp(PUBLIC, 53) && guest.tcp(PUBLIC, 25));
+    });
+}
+
+#[test]
 fn a_private_network_is_reached_where_it_is_listed() {
     in_world(async |_world| {
         let (_styx, space, guest) = sandbox(alone(), &allow(&["10.9.9.0/24"], &[])).await;

@@ -171,6 +171,30 @@ fn a_sandbox_with_a_chain_at_its_card_is_taken_over_and_gets_a_program() {
     });
 }
 
+/// As a version before might have them: with the same names, and not the same.
+#[test]
+fn a_sandbox_with_other_sets_is_taken_over_and_its_connections_go_on() {
+    in_world(async |_world| {
+        let contract = allow(&["198.51.100.0/24"], &["80"]);
+        let (before, space, guest) = sandbox(alone(), &contract).await;
+        let inside = support::Ns(space.namespace.clone());
+        let own = inside.sh("nft -s list ruleset");
+        let mut kept = guest.connect(PUBLIC, 80).unwrap();
+        assert!(talks(&mut kept));
+        drop(before);
+        let ports = "type inet_proto . inet_service\n";
+        assert!(own.contains(ports));
+        let other = own.replace(ports, &format!("{ports}\t\tflags interval\n")).replace(" . 80 }", " . 443 }");
+        inside.sh(&format!("nft -f - <<'END'\nflush ruleset\n{other}\nEND\n"));
+        assert!(guest.tcp(PUBLIC, 443) && !guest.tcp(PUBLIC, 80));
+        let after = Styx::new(alone());
+        let taken = after.adopt(space.namespace.try_clone().unwrap()).await.unwrap();
+        taken.apply(&contract, 1).await.unwrap();
+        taken.check().await.unwrap();
+        assert!(talks(&mut kept) && guest.tcp(PUBLIC, 80) && !guest.tcp(PUBLIC, 443));
+    });
+}
+
 #[test]
 fn nothing_passes_a_card_before_its_contract() {
     in_world(async |_world| {

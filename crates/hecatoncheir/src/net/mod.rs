@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use styx::names::Upstream;
-use styx::{Space, Styx, StyxError};
+use styx::{Door, Space, Styx, StyxError};
 use tartarus_api::doctor::{Check, Status};
 use tartarus_types::net::NetTotals;
 use tartarus_types::{Contract, NetMode, Timestamp};
@@ -135,7 +135,11 @@ impl Networks {
             checks.push(Check { name: name(), status: Status::Warn, found: why, advice: Some(advice) });
         }
         if checks.is_empty() {
-            let found = "sandboxes can be given one".to_owned();
+            let cards = match self.styx.door() {
+                Some(Door::Chain) => "rules (the kernel takes no program there, which costs less from 6.6 on)",
+                Some(Door::Program) | None => "a program",
+            };
+            let found = format!("sandboxes can be given one; {cards} at each card lets its own frames through");
             checks.push(Check { name: name(), status: Status::Ok, found, advice: None });
         }
         checks

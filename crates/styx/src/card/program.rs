@@ -35,9 +35,8 @@ const ARP_MAC: i16 = 22;
 const ARP_IP: i16 = 28;
 /// As far as it is looked at: the smallest frame with ARP has 42 bytes, the smallest with IP these.
 const LEAST: i32 = 34;
-/// `bpf_ktime_get_coarse_ns`: as of the last tick, 1 to 10 ms ago, which is what is saved up in less than that; a clock that is
-/// read anew costs a fifth of the program.
-const NOW: i32 = 160;
+/// `bpf_ktime_get_ns`.
+const NOW: i32 = 5;
 /// `TCX_NEXT` and `TCX_DROP`.
 const NEXT: i32 = -1;
 const DROP: i32 = 2;

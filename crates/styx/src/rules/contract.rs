@@ -202,8 +202,8 @@ impl Rules<'_> {
         }
     }
 
-    /// The order of judgement, by the address on the far side. Most are of a listed network, which is one question; the others
-    /// say why not, or why yet.
+    /// The order of judgement, by the address on the far side. One that a listed network has is one question; the rules after it
+    /// say why another is refused, or that it is reached all the same.
     fn contract(&self, far: &str, refuse: &str) -> Vec<String> {
         let no = |name: &str| format!("counter name \"{name}\" goto {refuse}");
         let ports = if far == "daddr" { "ports_out" } else { "ports_back" };

@@ -7,6 +7,7 @@ use tartarus_types::Contract;
 use tartarus_types::net::{self, NetMode, PortRule, Protocol};
 
 use super::{Guard, Site};
+use crate::nft::difference;
 
 /// Networks between sandboxes and their node; one of [`net::NEVER`], with a rule of its own in the attack suite.
 const BETWEEN: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(198, 18, 0, 0), 15);
@@ -33,6 +34,12 @@ fn blocks(ruleset: &str) -> impl Iterator<Item = (&str, &str)> {
 pub(super) fn ahead(before: &str, ruleset: &str) -> String {
     let new = |name: &str| blocks(before).all(|(other, _)| other != name);
     blocks(ruleset).filter(|(name, _)| new(name)).map(|(_, block)| block).collect()
+}
+
+/// Whether a set of one name is another one in `ruleset` than in the one `before`.
+pub(super) fn differ(before: &str, ruleset: &str) -> bool {
+    blocks(ruleset)
+        .any(|(name, set)| blocks(before).any(|(other, old)| other == name && difference(old, set).is_some()))
 }
 
 /// Removes the sets of the ruleset `before` that are not in `ruleset`.
@@ -78,8 +85,8 @@ pub(super) fn private() -> Vec<String> {
     networks(net::private().to_vec())
 }
 
-/// What is reached because its network is listed: what is private where a network within it is, and nothing that is never
-/// reached.
+/// What is reached because a listed network has it. A private address takes a listed network that is private as a whole; none that
+/// is never reached is among them.
 pub(super) fn reachable(contract: &Contract, site: &Site) -> Vec<String> {
     let mut public = ranges(contract.public_cidrs().filter(|_| contract.mode == NetMode::Allow));
     if site.without != Some(Guard::Private) {
@@ -136,7 +143,7 @@ fn range((first, last): Range) -> String {
     }
 }
 
-/// The type of a set of these ports. What has no ranges is found at once; where there are some, several parts are compared.
+/// The type of a set of these ports. Without ranges it is a hash; one of intervals is slower to ask.
 pub(super) fn ports_type(rules: &[PortRule]) -> &'static [&'static str] {
     let all = &["type inet_proto . inet_service", "flags interval"];
     if rules.iter().all(|rule| rule.first == rule.last) { &all[..1] } else { all }
@@ -177,11 +184,21 @@ mod tests {
         assert_eq!(ahead(&before, &after), "\tset never_2 {\n\t\ttype ipv4_addr\n\t}\n");
         assert_eq!(left(&before, &after), "delete set ip tartarus never_1\n");
         assert_eq!((ahead(&after, &after), left(&after, &after)), (String::new(), String::new()));
+        let other = after.replace("never_2 {\n\t\ttype ipv4_addr", "never_2 {\n\t\ttype ipv4_addr\n\t\tflags interval");
+        assert_ne!(after, other);
+        assert_eq!([differ(&before, &other), differ(&after, &other), differ(&after, &after)], [false, true, false]);
     }
 
     #[test]
     fn ports_are_numbers() {
         assert_eq!(ports_of(&["80-101", "443", "53/udp"]), ["6 . 80-101", "6 . 443", "17 . 53"]);
+    }
+
+    #[test]
+    fn ports_are_intervals_where_one_is() {
+        let lines =
+            |texts: &[&str]| ports_type(&texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>()).len();
+        assert_eq!([lines(&[]), lines(&["443", "53/udp"]), lines(&["443", "80-101"])], [1, 1, 2]);
     }
 
     #[test]
@@ -236,7 +253,9 @@ mod tests {
                 |net| net.contains(&at),
             ));
             let ends = |net: &Ipv4Net| [net.network(), net.broadcast()].map(u32::from);
-            let all = cidrs.iter().chain(net::private()).chain(net::never().iter().map(|(net, _)| net)).flat_map(ends);
+            let host = Ipv4Net::from(site.host_addresses[0]);
+            let known = net::private().iter().chain(net::never().iter().map(|(net, _)| net)).chain([&host]);
+            let all = cidrs.iter().chain(known).flat_map(ends);
             for at in all.flat_map(|end| [end.wrapping_sub(1), end, end.wrapping_add(1)]).chain(near) {
                 let refused = never.iter().any(|(first, last)| (*first..=*last).contains(&at));
                 let at = Ipv4Addr::from(at);
