@@ -135,11 +135,11 @@ impl Networks {
             checks.push(Check { name: name(), status: Status::Warn, found: why, advice: Some(advice) });
         }
         if checks.is_empty() {
-            let cards = match self.styx.door() {
-                Some(Door::Chain) => "rules (the kernel takes no program there, which costs less from 6.6 on)",
-                Some(Door::Program) | None => "a program",
+            let judge = match self.styx.door() {
+                Some(Door::Chain) => "rules (a program would cost less, with a kernel from 6.6 on)",
+                Some(Door::Program) | None => "a program in the kernel",
             };
-            let found = format!("sandboxes can be given one; {cards} at each card lets its own frames through");
+            let found = format!("sandboxes can be given one; frames from their cards are judged by {judge}");
             checks.push(Check { name: name(), status: Status::Ok, found, advice: None });
         }
         checks
