@@ -162,7 +162,7 @@ fn a_neighbour_keeps_nine_tenths_beside_one_attacker() {
 fn beside_all_of_them_it_keeps_its_share() {
     let server = Server::start();
     let mut worker = Worker::start(&server);
-    let alone: Vec<Work> = (0..PAIRS / 2).map(|_| worker.work()).collect();
+    let alone: Vec<Work> = (0..PAIRS).map(|_| worker.work()).collect();
     let others = ATTACKERS.map(|(_, code)| attacker(&server, code));
     for other in &others {
         server.until(other, &["running"]);
@@ -170,13 +170,14 @@ fn beside_all_of_them_it_keeps_its_share() {
     std::thread::sleep(Duration::from_secs(2));
     let pairs: Vec<_> = alone.into_iter().map(|alone| (worker.work(), alone)).collect();
     let (time, speed) = (time(&pairs), median(speeds(&pairs)));
-    let processors = std::thread::available_parallelism().map_or(1, usize::from) as f64;
-    let share = (processors / (1 + others.len()) as f64).min(1.0);
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    // A scheduler moves whole threads: five of them on two processors are two here and three there, in turn, and how long which
+    // of them is among the three is nobody's promise. So it is owed no more than a part of the fuller one.
+    let owed = 1.0 / (1 + others.len()).div_ceil(processors) as f64;
     eprintln!(
-        "beside all four: {time:.2} of the time that it has alone, {speed:.2} of the speed; {share:.2} is its share"
+        "beside all four: {time:.2} of the time that it has alone, {speed:.2} of the speed; {owed:.2} is owed to it"
     );
-    // It cannot be had to the last: five threads on two processors are two here and three there, in turn.
-    assert!(time >= 0.8 * share, "{time:.2} of {share:.2}");
+    assert!(time >= 0.9 * owed, "{time:.2} of {owed:.2}");
     for other in &others {
         server.ok(&["kill", other]);
     }
