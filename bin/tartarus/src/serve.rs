@@ -140,6 +140,7 @@ async fn serve(args: UpArgs) -> anyhow::Result<ExitCode> {
         NetOptions {
             range: args.net_range,
             pool: args.net_pool as usize,
+            connections: args.net_most_connections,
             dns: args.dns.clone(),
             without: args.torture_without,
             off: args.net == NetChoice::None,

@@ -177,8 +177,8 @@ async fn measure(world: &World, asked: &Asked) -> ExitCode {
         path.veth(&guest);
     }
     for ns in [&path.inside, &world.node] {
-        // What is over is forgotten at once, so that no round pays for the ones before.
-        ns.sh("sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_time_wait=1");
+        // What is over is forgotten as soon as rules have it, in both cases.
+        ns.sh("sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_time_wait=10");
     }
     for ns in [&guest, &world.internet] {
         ns.sh("sysctl -qw net.ipv4.tcp_max_tw_buckets=0 net.ipv4.ip_local_port_range='1025 65000'");

@@ -1,18 +1,21 @@
 //! The node's side: its one table, and whether packets of sandboxes get through it. Touches no setting and no table of others.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 
 use crate::enter::{on_thread, within};
 use crate::events::{Events, Sockets};
 use crate::links::Links;
 use crate::space::Place;
-use crate::{StyxError, nft, probe, rules};
+use crate::{StyxError, nft, probe, rules, tracked};
 
+/// How long connections of sandboxes that are gone wait for those of others that go too.
+const GATHER: Duration = Duration::from_secs(1);
 /// For namespaces to go that nobody holds any more.
 const LEAVING: Duration = Duration::from_secs(2);
 
@@ -39,7 +42,8 @@ impl std::fmt::Display for Finding {
 struct Surroundings {
     addresses: Vec<(String, Ipv4Net)>,
     routes: Vec<(Ipv4Net, Option<Ipv4Addr>, String)>,
-    sandboxes: usize,
+    /// Numbers of their links.
+    sandboxes: BTreeSet<u32>,
 }
 
 /// The node's namespace.
@@ -54,14 +58,21 @@ pub(crate) struct Host {
     well: Mutex<Option<Surroundings>>,
     /// Held while the path is tried.
     turn: Mutex<()>,
+    /// Links of sandboxes when they were last looked at, and that some are gone since.
+    seen: Mutex<BTreeSet<u32>>,
+    gone: Notify,
 }
 
 impl Host {
     pub(crate) async fn new(place: Place) -> Result<Self, StyxError> {
-        let table = rules::node(place.range, place.without);
-        let anew = rules::node_anew(place.range, place.without);
+        let table = rules::node(place.range, place.connections, place.without);
+        let anew = rules::node_anew(place.range, place.connections, place.without);
         let sockets = within(place.node.clone(), Sockets::here).await?;
-        Ok(Self { place, table, anew, events: Events::new(sockets)?, well: Mutex::new(None), turn: Mutex::new(()) })
+        let (gone, events) = (Notify::new(), Events::new(sockets)?);
+        // While nobody was looking.
+        gone.notify_one();
+        let (well, turn, seen) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Ok(Self { place, table, anew, events, well, turn, seen, gone })
     }
 
     /// Sees that the table is in force and that the path works; at once where both were seen and nothing changed since.
@@ -103,8 +114,8 @@ impl Host {
                 Ok(rules) => rules,
                 Err(error) => return error,
             };
+            self.look_around().await;
             if !rules {
-                self.look_around().await;
                 continue;
             }
             match self.enforce().await {
@@ -138,10 +149,32 @@ impl Host {
         }
     }
 
+    /// Has the node forget connections of sandboxes that are gone, whenever some are. Does not end.
+    pub(crate) async fn sweep(&self) {
+        loop {
+            self.gone.notified().await;
+            tokio::time::sleep(GATHER).await;
+            match self.forget().await {
+                Ok(0) => {}
+                Ok(connections) => tracing::debug!(connections, "connections of sandboxes that are gone were removed"),
+                Err(error) => tracing::warn!(%error, "connections of sandboxes that are gone stay for hours"),
+            }
+        }
+    }
+
+    async fn forget(&self) -> Result<usize, StyxError> {
+        let range = self.place.range;
+        within(self.place.node.clone(), move || tracked::forget(range)).await
+    }
+
     /// After links, addresses or routes changed: the path is tried again with the next sandbox where that concerns it.
     async fn look_around(&self) {
         let (range, node) = (self.place.range, self.place.node.clone());
         let around = within(node, move || Surroundings::here(range)).await.unwrap_or_default();
+        let before = std::mem::replace(&mut *self.seen.lock().await, around.sandboxes.clone());
+        if !before.is_subset(&around.sandboxes) {
+            self.gone.notify_one();
+        }
         let mut well = self.well.lock().await;
         if well.as_ref().is_some_and(|before| !before.same_way(&around)) {
             *well = None;
@@ -153,7 +186,7 @@ impl Host {
         let (table, anew, range) = (self.table.clone(), self.anew.clone(), self.place.range);
         within(self.place.node.clone(), move || {
             let arguments = ["-s", "-p", "list", "table", "ip", "tartarus"];
-            let sandboxes = Surroundings::here(range)?.sandboxes > 0;
+            let sandboxes = !Surroundings::here(range)?.sandboxes.is_empty();
             let fine = |listed: &str| {
                 nft::difference(&table, listed).is_none() || sandboxes && nft::difference(&anew, listed).is_none()
             };
@@ -186,7 +219,7 @@ impl Host {
         .await
     }
 
-    /// Removes the table where no sandbox is left. One whose holder was killed just now takes the kernel a moment; what is there
+    /// Removes the table where no sandbox is left, and connections of those that are gone. One whose holder was killed just now takes the kernel a moment; what is there
     /// longer is another server's.
     pub(crate) async fn close(&self) -> Result<(), StyxError> {
         let end = tokio::time::Instant::now() + LEAVING;
@@ -196,7 +229,7 @@ impl Host {
                 Err(_) => break,
             }
         }
-        Ok(())
+        self.forget().await.map(drop)
     }
 
     /// Whether there is no table any more.
@@ -206,7 +239,7 @@ impl Host {
             if nft::run("list rules", &["list", "table", "ip", "tartarus"], "").is_err() {
                 return Ok(true);
             }
-            if Surroundings::here(range)?.sandboxes > 0 {
+            if !Surroundings::here(range)?.sandboxes.is_empty() {
                 return Ok(false);
             }
             nft::run("remove rules", &["-f", "-"], "add table ip tartarus\ndelete table ip tartarus\n")?;
@@ -229,7 +262,7 @@ impl Surroundings {
         let mut found = Self {
             addresses: addresses.filter(|(name, _)| !ours(name)).collect(),
             routes: routes.filter(|(to, _, name)| !(ours(name) || name.is_empty() && range.contains(to))).collect(),
-            sandboxes: links.iter().filter(|link| is_sandbox(&link.name)).count(),
+            sandboxes: links.iter().filter(|link| is_sandbox(&link.name)).map(|link| link.index).collect(),
         };
         found.addresses.sort();
         found.routes.sort();
@@ -302,7 +335,7 @@ mod tests {
                 ("198.18.7.0/24".parse().unwrap(), None, "wg0".to_owned()),
                 ("198.0.0.0/8".parse().unwrap(), None, "wg1".to_owned()),
             ],
-            sandboxes: 0,
+            sandboxes: BTreeSet::new(),
         };
         let found: Vec<String> = around.conflicts(range).iter().map(ToString::to_string).collect();
         assert_eq!(found.len(), 3, "{found:?}");

@@ -18,6 +18,7 @@ mod probe;
 mod rules;
 mod space;
 mod tap;
+mod tracked;
 
 use std::net::Ipv4Addr;
 

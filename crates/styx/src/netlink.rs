@@ -47,23 +47,29 @@ pub(crate) fn socket(protocol: libc::c_int, groups: u32) -> io::Result<OwnedFd> 
     if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
 }
 
-/// Asks nftables in the calling thread's namespace for what `kind` asks for, without further attributes, and hands over the kind
-/// and the body of each answer, to the last one.
+/// Asks netfilter by `socket` for what `kind` asks for, of a family and with attributes, and hands over the kind and the body of each
+/// answer, to the last one.
 ///
 /// # Errors
-/// When the kernel refuses or says nothing, and when rules changed while they were listed.
-pub(crate) fn ask(kind: u16, flags: u16, mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
-    let socket = socket(libc::NETLINK_NETFILTER, 0)?;
-    // The four bytes of nftables' own: any family, any table.
-    let mut request = [0; HEADER + 4];
-    let length = request.len() as u32;
-    request[..4].copy_from_slice(&length.to_ne_bytes());
-    request[4..6].copy_from_slice(&kind.to_ne_bytes());
-    request[6..8].copy_from_slice(&flags.to_ne_bytes());
-    rustix::io::write(&socket, &request)?;
+/// When the kernel refuses or says nothing, and when what is listed changed meanwhile, where that can be told.
+pub(crate) fn ask(
+    socket: &OwnedFd,
+    kind: u16,
+    flags: u16,
+    (family, attributes): (u8, &[u8]),
+    mut each: impl FnMut(u16, &[u8]),
+) -> io::Result<()> {
+    let length = (HEADER + 4 + attributes.len()) as u32;
+    let mut request = length.to_ne_bytes().to_vec();
+    request.extend(kind.to_ne_bytes());
+    request.extend(flags.to_ne_bytes());
+    // Number, sender; then netfilter's own: family, version, and a number that nothing here has.
+    request.extend([0, 0, 0, 0, 0, 0, 0, 0, family, 0, 0, 0]);
+    request.extend(attributes);
+    rustix::io::write(socket, &request)?;
     let mut buffer = vec![0; BUFFER];
     loop {
-        let length = receive(&socket, &mut buffer)?;
+        let length = receive(socket, &mut buffer)?;
         for message in messages(&buffer[..length]) {
             let Ok(Message { kind, flags, body }) = message else { return Err(io::ErrorKind::InvalidData.into()) };
             if flags & TORN != 0 {
@@ -138,33 +144,36 @@ pub(crate) fn attribute(attributes: &[u8], kind: u16) -> Option<&[u8]> {
     found.into_inner().get(4..length)
 }
 
+/// Attributes of these kinds and values, as the kernel reads them.
+pub(crate) fn attributes(all: &[(u16, &[u8])]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (kind, value) in all {
+        // What is written here is short: a value is cut before its length could say less than it has.
+        let value = &value[..value.len().min(usize::from(u16::MAX) - 4)];
+        bytes.extend((4 + value.len() as u16).to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+    }
+    bytes
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
 
     /// A message as the kernel of nftables writes it, with attributes.
-    pub(crate) fn message(kind: u16, attributes: &[(u16, &[u8])]) -> Vec<u8> {
-        let body = [vec![2, 0, 0, 0], nested(attributes)].concat();
+    pub(crate) fn message(kind: u16, all: &[(u16, &[u8])]) -> Vec<u8> {
+        let body = [vec![2, 0, 0, 0], attributes(all)].concat();
         let mut message = u32::try_from(HEADER + body.len()).unwrap().to_ne_bytes().to_vec();
         message.extend(kind.to_ne_bytes());
         message.extend([0; 10]);
         [message, body].concat()
     }
 
-    pub(crate) fn nested(attributes: &[(u16, &[u8])]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for (kind, value) in attributes {
-            bytes.extend(u16::try_from(4 + value.len()).unwrap().to_ne_bytes());
-            bytes.extend(kind.to_ne_bytes());
-            bytes.extend(*value);
-            bytes.resize(bytes.len().next_multiple_of(4), 0);
-        }
-        bytes
-    }
-
     #[test]
     fn an_attribute_is_no_more_than_itself() {
-        let all = nested(&[(1, b"abc"), (2 | 0x8000, b"defgh"), (3, b""), (1, b"x")]);
+        let all = attributes(&[(1, b"abc"), (2 | 0x8000, b"defgh"), (3, b""), (1, b"x")]);
         assert_eq!(
             [1, 2, 3, 4].map(|kind| attribute(&all, kind)),
             [Some(&b"abc"[..]), Some(b"defgh"), Some(b""), None]

@@ -10,6 +10,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use shelf::{Shelf, Step};
 use tartarus_types::Contract;
+use tartarus_types::net::NetLimits;
 use tokio::sync::{Mutex, Notify, OnceCell};
 use tokio::task::JoinHandle;
 
@@ -28,6 +29,8 @@ pub struct Options {
     pub range: Ipv4Net,
     /// Namespaces that wait, once one was taken; up to half of them under contracts that are asked for again and again.
     pub pool: usize,
+    /// The most connections at once that a contract may say; the node itself lets twice as many of a sandbox be.
+    pub connections: u32,
     /// What sees to guests' frames; none for what the kernel has.
     pub door: Option<Door>,
     /// The one protective rule that is left out; only the attack suite leaves one out, to see that it is missed.
@@ -37,7 +40,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         let range = Ipv4Net::new_assert(std::net::Ipv4Addr::new(198, 18, 0, 0), 16);
-        Self { range, pool: 4, door: None, without: None }
+        Self { range, pool: 4, connections: NetLimits::default().connections, door: None, without: None }
     }
 }
 
@@ -151,7 +154,7 @@ impl Styx {
             if !rustix::process::geteuid().is_root() {
                 return Err(StyxError::NotRoot);
             }
-            let Options { range, door, without, .. } = self.inner.options;
+            let Options { range, connections, door, without, .. } = self.inner.options;
             if !(8..=28).contains(&range.prefix_len()) {
                 return Err(StyxError::NotReady(format!("the range {range} must have a prefix of 8 to 28 bits")));
             }
@@ -159,7 +162,7 @@ impl Styx {
                 Some(door) => door,
                 None => enter::on_thread(Door::of_kernel).await?,
             };
-            let place = Place { node: enter::own()?, range: range.trunc(), door, without };
+            let place = Place { node: enter::own()?, range: range.trunc(), connections, door, without };
             let host = Host::new(place.clone()).await?;
             Ok((place, host))
         };
@@ -167,7 +170,9 @@ impl Styx {
         let mut tasks = self.tasks.lock().await;
         if tasks.is_empty() {
             let inner = self.inner.clone();
-            tasks.push(tokio::spawn(async move { inner.watch().await }));
+            tasks.push(tokio::spawn(async move {
+                _ = tokio::join!(inner.watch(), inner.sweep());
+            }));
         }
         Ok(host)
     }
@@ -183,6 +188,12 @@ impl Styx {
 }
 
 impl Inner {
+    async fn sweep(&self) {
+        if let Some((_, host)) = self.host.get() {
+            host.sweep().await;
+        }
+    }
+
     async fn watch(&self) {
         let Some((_, host)) = self.host.get() else { return };
         loop {

@@ -32,6 +32,8 @@ pub(crate) struct Place {
     pub(crate) node: Namespace,
     /// Where outer addresses are from.
     pub(crate) range: Ipv4Net,
+    /// The most connections at once that a contract may say.
+    pub(crate) connections: u32,
     /// What sees to the guest's frames.
     pub(crate) door: Door,
     /// The rule that a test leaves out.

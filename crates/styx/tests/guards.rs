@@ -4,7 +4,7 @@
 mod support;
 
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use styx::{Door, GATEWAY, GUEST, GUEST_MAC, Guard, Options, Space};
 use support::frames::{self, Watch};
@@ -29,7 +29,8 @@ fn contract(guard: Guard) -> Contract {
     match guard {
         Guard::Packets => contract.limits.packets = 20,
         Guard::Bandwidth => contract.limits.mbit = 1,
-        Guard::Connections => contract.limits.connections = 3,
+        Guard::Connections | Guard::Held => contract.limits.connections = 3,
+        Guard::NewConnections => contract.limits.connections = 50,
         // Without the rule for what is private, it must be what lists all that is left.
         Guard::Private => contract.mode = tartarus_types::NetMode::Open,
         _ => {}
@@ -105,6 +106,18 @@ async fn attempt(guard: Guard, world: &mut World, space: &Space, guest: &Guest) 
             let held: Vec<_> = (0..6).map(|_| guest.connect(PUBLIC, 80)).collect();
             assert!(held[0].is_some());
             held.iter().flatten().count() > 3
+        }
+        Guard::NewConnections => {
+            let end = Instant::now() + Duration::from_secs(2);
+            // A hundred at once, and ten in each second.
+            let made = (0..200).take_while(|_| Instant::now() < end).filter(|_| guest.connect(PUBLIC, 80).is_some());
+            made.count() > 130
+        }
+        Guard::Held => {
+            let held: Vec<_> = (0..12).map(|_| guest.connect_and_strand(PUBLIC, 80)).collect();
+            let made = held.iter().flatten().count();
+            assert!(made > 3, "it brings its namespace to forget them: {made}");
+            made > 6
         }
         Guard::Never => guest.tcp(METADATA, 80),
         Guard::Private => guest.tcp(PRIVATE, 80),
@@ -194,7 +207,8 @@ fn neighbour(world: &World) -> Ns {
 fn succeeds(guard: Guard, without: Option<Guard>, door: Option<Door>) -> Option<bool> {
     let (answer, answered) = std::sync::mpsc::sync_channel(1);
     in_world(async move |mut world| {
-        let options = Options { pool: 0, without, door, ..Options::default() };
+        let connections = if guard == Guard::Held { 3 } else { Options::default().connections };
+        let options = Options { pool: 0, connections, without, door, ..Options::default() };
         let (_styx, space, guest) = sandbox(options, &contract(guard)).await;
         // What is allowed works in every case, so that silence is no success.
         assert!(echoes(&guest.socket(PUBLIC, 80), 20), "{guard} {without:?}");

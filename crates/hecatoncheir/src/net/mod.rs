@@ -28,6 +28,8 @@ pub struct NetOptions {
     pub range: ipnet::Ipv4Net,
     /// Namespaces that wait for sandboxes, once there was a first.
     pub pool: usize,
+    /// The most connections at once that a contract may say.
+    pub connections: u32,
     /// Name servers; the host's when empty.
     pub dns: Vec<SocketAddr>,
     /// The one protective rule that is left out; only the attack suite leaves one out.
@@ -38,8 +40,8 @@ pub struct NetOptions {
 
 impl Default for NetOptions {
     fn default() -> Self {
-        let styx::Options { range, pool, .. } = styx::Options::default();
-        Self { range, pool, dns: Vec::new(), without: None, off: false }
+        let styx::Options { range, pool, connections, .. } = styx::Options::default();
+        Self { range, pool, connections, dns: Vec::new(), without: None, off: false }
     }
 }
 
@@ -56,8 +58,8 @@ pub struct Networks {
 impl Networks {
     /// Opens nothing yet.
     pub fn new(options: NetOptions, clock: fn() -> Timestamp) -> Self {
-        let NetOptions { range, pool, dns, without, off } = options;
-        let styx = Styx::new(styx::Options { range, pool, door: None, without });
+        let NetOptions { range, pool, connections, dns, without, off } = options;
+        let styx = Styx::new(styx::Options { range, pool, connections, door: None, without });
         let upstream = if dns.is_empty() { Upstream::of_host() } else { Upstream::of(&dns) };
         Self { styx, upstream: Arc::new(upstream), totals: Arc::default(), clock, untouched: AtomicBool::new(off) }
     }

@@ -3,7 +3,7 @@
 use std::io;
 
 use crate::StyxError;
-use crate::netlink::{ACK, REQUEST, ask, attribute};
+use crate::netlink::{ACK, REQUEST, ask, attribute, socket};
 
 /// `NFT_MSG_NEWGEN` and `NFT_MSG_GETGEN` of the subsystem of nftables, and `NFTA_GEN_ID` (`linux/netfilter/nf_tables.h`).
 const GENERATION: u16 = 10 << 8 | 15;
@@ -13,10 +13,12 @@ const ID: u16 = 1;
 /// That of the calling thread's namespace. It grows with every transaction; what packets themselves put into sets does not count.
 pub(crate) fn edition() -> Result<u32, StyxError> {
     let mut edition = None;
-    let asked = ask(GET_GENERATION, REQUEST | ACK, |kind, body| {
-        if kind == GENERATION {
-            edition = body.get(4..).and_then(number);
-        }
+    let asked = socket(libc::NETLINK_NETFILTER, 0).and_then(|socket| {
+        ask(&socket, GET_GENERATION, REQUEST | ACK, (0, &[]), |kind, body| {
+            if kind == GENERATION {
+                edition = body.get(4..).and_then(number);
+            }
+        })
     });
     let found = asked.and_then(|()| edition.ok_or_else(|| io::ErrorKind::InvalidData.into()));
     found.map_err(StyxError::system("ask for the number of a sandbox's rules"))
@@ -29,12 +31,12 @@ fn number(attributes: &[u8]) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::tests::nested;
+    use crate::netlink::attributes;
     use crate::{enter, nft};
 
     #[test]
     fn a_number_is_whole_or_none() {
-        let whole = nested(&[(2, b"name"), (ID, &7_u32.to_be_bytes())]);
+        let whole = attributes(&[(2, b"name"), (ID, &7_u32.to_be_bytes())]);
         assert_eq!(number(&whole), Some(7));
         for length in 0..whole.len() {
             assert_eq!(number(&whole[..length]), None, "{length}");

@@ -6,7 +6,7 @@
 use std::net::Ipv4Addr;
 
 /// Sets whose elements come and go by themselves.
-pub(crate) const LIVE: [&str; 3] = ["pinned", "blocked", "blocked_other"];
+pub(crate) const LIVE: [&str; 4] = ["pinned", "blocked", "blocked_other", "held"];
 
 /// The first line in which `listed` is not `expected`; none where they say the same.
 pub(crate) fn difference(expected: &str, listed: &str) -> Option<String> {
@@ -87,8 +87,19 @@ fn as_written(line: String) -> String {
     {
         return size.to_owned();
     }
+    // A time has units there.
+    if line.starts_with("policy = {") {
+        return line.split_inclusive([' ', ',']).map(timed).collect();
+    }
     // And a question that only asks whether there is a way has a word of its own there.
     line.replace(" . iif check missing ", " . iif oif missing ")
+}
+
+/// A time such as `2h4m` in seconds, and what ends it; any other word stays as it is.
+fn timed(word: &str) -> String {
+    let time = word.trim_end_matches([' ', ',']);
+    let seconds = |read: std::time::Duration| format!("{}{}", read.as_secs(), &word[time.len()..]);
+    humantime::parse_duration(time).map_or_else(|_| word.to_owned(), seconds)
 }
 
 /// A range of addresses that is a network, as one; until 1.0 the last network of all was listed as a range.
@@ -139,6 +150,9 @@ mod tests {
         let old = "counter a {\npackets 7 bytes 9 }\nfib saddr . iif oif missing counter drop\n";
         let new = "counter a {\n}\nfib saddr . iif check missing counter drop\n";
         assert_eq!((difference(ours, old), difference(ours, new)), (None, None));
+        let policy = |long: &str, brief: &str| format!("policy = {{ established : {long}, time_wait : {brief} }}");
+        assert_eq!(difference(&policy("7440", "10"), &policy("2h4m", "10s")), None);
+        assert!(difference(&policy("7440", "10"), &policy("2h4m", "11s")).is_some());
         assert_eq!(difference("size 64", "size 64 # count 7"), None);
         assert!(difference("size 64", "size 65 # count 7").is_some() && difference("size 64", "size 64 # 7").is_some());
         assert!(difference(ours, &new.replace("missing", "exists")).is_some());

@@ -3,7 +3,7 @@
 use tartarus_types::net::NetLimits;
 use tartarus_types::{Contract, NetMode};
 
-use super::text::{bandwidth_over, chain, counter, packets_over, set, table};
+use super::text::{bandwidth_over, chain, counter, new_connections_over, packets_over, set, table};
 use super::{Guard, MARK, Site, sets};
 use crate::{Door, GATEWAY, GUEST, GUEST_MAC, PINS, REMEMBERED};
 
@@ -238,8 +238,10 @@ impl Rules<'_> {
     }
 
     fn allow(&self) -> Vec<String> {
-        let over = format!("ct count over {} counter name \"connections\" drop", self.limits.connections.max(1));
-        let mut rules = self.unless(Guard::Connections, &[over]);
+        let over = |limit: String| format!("{limit} counter name \"connections\" drop");
+        let (often, most) = (new_connections_over(self.limits.connections), self.limits.connections.max(1));
+        let mut rules = self.unless(Guard::NewConnections, &[over(often)]);
+        rules.extend(self.unless(Guard::Connections, &[over(format!("ct count over {most}"))]));
         rules.push(format!("ct mark set {} counter name \"allowed\" accept", self.mark));
         rules
     }

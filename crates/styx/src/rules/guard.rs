@@ -37,6 +37,10 @@ guards! {
     Bandwidth = "bandwidth";
     /// Connections at once.
     Connections = "connections";
+    /// New connections in a second.
+    NewConnections = "new-connections";
+    /// Connections of a sandbox that the node has in its table.
+    Held = "held";
     /// Destinations that no sandbox reaches, but for the node and other sandboxes.
     Never = "never";
     /// Private destinations are listed.

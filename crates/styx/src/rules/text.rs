@@ -54,6 +54,18 @@ pub(super) fn bandwidth_over(mbit: u32) -> String {
     format!("limit rate over {}/second burst 128 kbytes", bytes(u64::from(mbit.max(1)) * 125_000))
 }
 
+/// What is beyond so many new connections: a tenth of those at once in a second, and as many as those in one go. As one that was
+/// closed stays in the node's table for [`CLOSED`] seconds, there are never many more of them than of others.
+pub(super) fn new_connections_over(at_once: u32) -> String {
+    let at_once = at_once.max(FEW);
+    format!("limit rate over {}/second burst {at_once} packets", at_once / CLOSED)
+}
+
+/// So few are let through one after another, however few may be at once.
+const FEW: u32 = 100;
+/// How long the node remembers a connection of a sandbox that was closed, in seconds.
+pub(super) const CLOSED: u32 = 10;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,7 +9,7 @@ use super::Space;
 use super::seen::merged;
 use crate::StyxError;
 use crate::enter::within;
-use crate::netlink::{DUMP, REQUEST, ask, attribute};
+use crate::netlink::{DUMP, REQUEST, ask, attribute, socket};
 
 /// `NFT_MSG_NEWOBJ` and `NFT_MSG_GETOBJ` of the subsystem of nftables.
 const OBJECT: u16 = 10 << 8 | 18;
@@ -41,7 +41,10 @@ impl Space {
 /// Those of the calling thread's namespace.
 fn here() -> io::Result<Vec<NetCounter>> {
     let mut counters = Vec::new();
-    ask(GET_OBJECTS, REQUEST | DUMP, |kind, body| counters.extend(counter(body).filter(|_| kind == OBJECT)))?;
+    let socket = socket(libc::NETLINK_NETFILTER, 0)?;
+    ask(&socket, GET_OBJECTS, REQUEST | DUMP, (0, &[]), |kind, body| {
+        counters.extend(counter(body).filter(|_| kind == OBJECT));
+    })?;
     Ok(counters)
 }
 
@@ -59,12 +62,12 @@ fn counter(object: &[u8]) -> Option<NetCounter> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::HEADER;
-    use crate::netlink::tests::{message, nested};
+    use crate::netlink::tests::message;
+    use crate::netlink::{HEADER, attributes};
 
     #[test]
     fn counters_are_read_and_nothing_else() {
-        let data = nested(&[(BYTES, &700_u64.to_be_bytes()), (PACKETS, &7_u64.to_be_bytes())]);
+        let data = attributes(&[(BYTES, &700_u64.to_be_bytes()), (PACKETS, &7_u64.to_be_bytes())]);
         let object = |kind: u32, name: &[u8], data: &[u8]| {
             message(OBJECT, &[(1, b"tartarus\0"), (NAME, name), (TYPE, &kind.to_be_bytes()), (DATA | 0x8000, data)])
         };

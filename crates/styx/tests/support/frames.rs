@@ -29,6 +29,23 @@ pub fn udp(from: Ipv4Addr, to: Ipv4Addr, port: u16, payload: &[u8]) -> Vec<u8> {
     ip(from, to, 17, &[header, payload.to_vec()].concat())
 }
 
+/// The end of a connection, in a packet that nobody passes on: its source route is cut short.
+pub fn stranded_reset(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), sequence: u32) -> Vec<u8> {
+    let mut tcp = [from.1.to_be_bytes(), to.1.to_be_bytes()].concat();
+    tcp.extend(sequence.to_be_bytes());
+    // Nothing is acknowledged; five words of header, RST, no window.
+    tcp.extend([0, 0, 0, 0, 5 << 4, 4, 0, 0, 0, 0, 0, 0]);
+    let around = [&from.0.octets()[..], &to.0.octets(), &[0, 6, 0, 20], &tcp].concat();
+    let sum = checksum(&around);
+    tcp[16..18].copy_from_slice(&sum.to_be_bytes());
+    let mut packet = ip(from.0, to.0, 6, &[&[131, 2, 0, 0][..], &tcp].concat());
+    packet[0] = 0x46;
+    packet[10..12].fill(0);
+    let sum = checksum(&packet[..24]);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet
+}
+
 /// An announcement that `address` is at `mac`.
 pub fn arp(mac: [u8; 6], address: Ipv4Addr) -> Vec<u8> {
     let own = [&mac[..], &address.octets()].concat();

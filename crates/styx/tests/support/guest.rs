@@ -71,6 +71,34 @@ impl Guest {
         Some(stream)
     }
 
+    /// A connection that the sandbox's namespace takes for one that is over, and nobody else does.
+    pub fn connect_and_strand(&self, to: Ipv4Addr, port: u16) -> Option<TcpStream> {
+        let stream = self.connect(to, port)?;
+        let option = |option: i32, value: i32| {
+            let length = size_of::<i32>() as libc::socklen_t;
+            // SAFETY: the number lives until the call returns, and its length is its own.
+            let set = unsafe {
+                libc::setsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, option, (&raw const value).cast(), length)
+            };
+            assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+        };
+        // To be moved elsewhere: it says where it is, and nothing any more when it is closed.
+        option(libc::TCP_REPAIR, 1);
+        // `TCP_SEND_QUEUE`.
+        option(libc::TCP_REPAIR_QUEUE, 2);
+        let (mut sequence, mut length) = (0_u32, size_of::<u32>() as libc::socklen_t);
+        // SAFETY: both numbers live until the call returns, and the length is that of the first.
+        let got = unsafe {
+            let (value, length) = ((&raw mut sequence).cast(), &raw mut length);
+            libc::getsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_QUEUE_SEQ, value, length)
+        };
+        assert_eq!(got, 0, "{}", std::io::Error::last_os_error());
+        let own = stream.local_addr().unwrap().port();
+        let reset = super::frames::stranded_reset((GUEST, own), (to, port), sequence);
+        self.inject(&super::frames::ethernet(GUEST_MAC, 0x0800, &reset));
+        Some(stream)
+    }
+
     pub fn socket(&self, to: Ipv4Addr, port: u16) -> UdpSocket {
         self.ns.run(|| {
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
