@@ -188,7 +188,7 @@ pub(crate) struct UpArgs {
     /// Packets in a second that a sandbox may have, in each direction
     #[arg(long, value_name = "N", default_value_t = NetLimits::default().packets, value_parser = clap::value_parser!(u32).range(i64::from(NetLimits::LEAST.packets)..=i64::from(NetLimits::MOST.packets)))]
     pub(crate) net_most_packets: u32,
-    /// Connections at once that a sandbox may have; this machine's table of connections is one for all of them
+    /// Connections at once that a sandbox may have; a tenth as many may begin in a second. This machine's table of them is one for all
     #[arg(long, value_name = "N", default_value_t = NetLimits::default().connections, value_parser = clap::value_parser!(u32).range(i64::from(NetLimits::LEAST.connections)..=i64::from(NetLimits::MOST.connections)))]
     pub(crate) net_most_connections: u32,
     /// Addresses between this machine and its sandboxes, two for each; nothing else may use them here

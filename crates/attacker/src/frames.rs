@@ -96,6 +96,17 @@ pub(crate) fn stray_tcp(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), payload: &[u
     out
 }
 
+/// A TCP segment that ends a connection: a reset of this number.
+pub(crate) fn reset(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), sequence: u32) -> Vec<u8> {
+    let mut out = [from.1.to_be_bytes(), to.1.to_be_bytes()].concat();
+    out.extend(sequence.to_be_bytes());
+    // Nothing is acknowledged; 5 words of header, RST, no window.
+    out.extend([0, 0, 0, 0, 0x50, 0x04, 0, 0, 0, 0, 0, 0]);
+    let sum = checksum(&[&pseudo(from.0, to.0, TCP, out.len() as u16), &out]);
+    out[16..18].copy_from_slice(&sum);
+    out
+}
+
 fn pseudo(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, length: u16) -> Vec<u8> {
     [&from.octets()[..], &to.octets(), &[0, protocol], &length.to_be_bytes()].concat()
 }
@@ -174,6 +185,9 @@ mod tests {
         assert!(sound(&[&pseudo(A, B, UDP, datagram.len() as u16), &datagram]));
         let segment = stray_tcp((A, 1000), (B, 9000), b"even");
         assert!(sound(&[&pseudo(A, B, TCP, segment.len() as u16), &segment]));
+        let segment = reset((A, 1000), (B, 9000), 0x1234_5678);
+        assert!(sound(&[&pseudo(A, B, TCP, segment.len() as u16), &segment]));
+        assert_eq!((&segment[4..8], segment[13]), (&[0x12, 0x34, 0x56, 0x78][..], 4));
         let packet = Ip { options: &[1, 1, 1, 0], ..Ip::plain(A, B, UDP) }.packet(&datagram);
         assert!(sound(&[&packet[..24]]));
         assert_eq!((packet[0], packet.len()), (0x46, 24 + datagram.len()));

@@ -18,6 +18,7 @@ mod names;
 mod plain;
 mod raw;
 mod report;
+mod strand;
 mod wire;
 
 use std::io::Write;
@@ -108,6 +109,8 @@ fn attempt(name: &str, token: &str, mut words: Words<'_>) -> Result<Found, Strin
             token,
         ),
         "connections" => many::connections(words.target()?, words.read("number of connections")?, token),
+        "churn" => Ok(many::churn(words.target()?, words.read("number of connections")?)),
+        "strand" => strand::strand(words.target()?, words.read("number of connections")?),
         "queries" => many::queries(words.address()?, words.text("name")?, words.read("number of questions")?),
         "listen" => many::listen(words.port()?, Duration::from_millis(words.read("number of milliseconds")?), token),
         "hold" => many::hold(words.target()?, Duration::from_millis(words.read("number of milliseconds")?), token),

@@ -13,6 +13,10 @@ use crate::report::Found;
 const LONGEST: Duration = Duration::from_secs(60);
 /// The most connections at once.
 const MOST: usize = 512;
+/// For one of them: where no more are let through, each of the rest would wait in vain.
+pub(crate) const PER_CONNECTION: Duration = Duration::from_millis(400);
+/// For connections one after another.
+const CHURN: Duration = Duration::from_secs(6);
 
 /// Sends datagrams of `size` bytes as fast as it can. Who receives them counts: it says only how many were sent.
 pub(crate) fn flood(to: SocketAddrV4, size: usize, time: Duration, token: &str) -> Result<Found, String> {
@@ -40,9 +44,7 @@ pub(crate) fn connections(to: SocketAddrV4, number: usize, token: &str) -> Resul
     let (mut opened, mut failed) = (Vec::new(), 0);
     let end = Instant::now() + PATIENCE * 2;
     while opened.len() + failed < number && Instant::now() < end {
-        // Where no more are let through, each of the rest would wait in vain.
-        let patience = Duration::from_millis(400);
-        match TcpStream::connect_timeout(&to.into(), patience) {
+        match TcpStream::connect_timeout(&to.into(), PER_CONNECTION) {
             Ok(stream) => opened.push(stream),
             Err(_) => failed += 1,
         }
@@ -58,6 +60,16 @@ pub(crate) fn connections(to: SocketAddrV4, number: usize, token: &str) -> Resul
     }
     let found = Found::not(format!("{answered} of {number} at once"));
     Ok(Found { reached: answered * 10 >= number * 9, ..found })
+}
+
+/// Opens and closes connections one after another. Reached: nine of ten.
+pub(crate) fn churn(to: SocketAddrV4, number: usize) -> Found {
+    let end = Instant::now() + CHURN;
+    let tries = std::iter::from_fn(|| {
+        (Instant::now() < end).then(|| TcpStream::connect_timeout(&to.into(), PER_CONNECTION).is_ok())
+    });
+    let made = tries.filter(|made| *made).take(number).count();
+    Found { reached: made * 10 >= number * 9, ..Found::not(format!("{made} of {number} one after another")) }
 }
 
 /// Asks for a name so often, a thousand times in a second. Reached: more than half were answered.

@@ -13,8 +13,8 @@ use crate::wire::Wire;
 use crate::{PATIENCE, Words};
 
 /// The same in every sandbox: the guest's address, and its gateway's card.
-const GUEST: Ipv4Addr = Ipv4Addr::new(198, 19, 255, 254);
-const GATEWAY_MAC: [u8; 6] = [0x02, 0x54, 0x54, 0, 0, 0xfe];
+pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(198, 19, 255, 254);
+pub(crate) const GATEWAY_MAC: [u8; 6] = [0x02, 0x54, 0x54, 0, 0, 0xfe];
 /// A card that is nobody's.
 const OTHER_MAC: [u8; 6] = [0x02, 0x54, 0x54, 0, 0, 0x77];
 /// An address of a router that there is not.

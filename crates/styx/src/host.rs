@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 use tokio::sync::{Mutex, Notify};
@@ -16,6 +16,8 @@ use crate::{StyxError, nft, probe, rules, tracked};
 
 /// How long connections of sandboxes that are gone wait for those of others that go too.
 const GATHER: Duration = Duration::from_secs(1);
+/// And how often as long as it took to list them the last time: a table of 200 000 takes more than half a second of a processor.
+const REST: u32 = 20;
 /// For namespaces to go that nobody holds any more.
 const LEAVING: Duration = Duration::from_secs(2);
 
@@ -151,10 +153,14 @@ impl Host {
 
     /// Has the node forget connections of sandboxes that are gone, whenever some are. Does not end.
     pub(crate) async fn sweep(&self) {
+        let mut gather = GATHER;
         loop {
             self.gone.notified().await;
-            tokio::time::sleep(GATHER).await;
-            match self.forget().await {
+            tokio::time::sleep(gather).await;
+            let begin = Instant::now();
+            let forgotten = self.forget().await;
+            gather = GATHER.max(begin.elapsed() * REST);
+            match forgotten {
                 Ok(0) => {}
                 Ok(connections) => tracing::debug!(connections, "connections of sandboxes that are gone were removed"),
                 Err(error) => tracing::warn!(%error, "connections of sandboxes that are gone stay for hours"),

@@ -53,7 +53,7 @@ pub(crate) struct NetArgs {
     /// Packets in a second, in each direction [default: 100000]
     #[arg(help_heading = NETWORK, long, value_name = "N")]
     pub(crate) net_packets: Option<u32>,
-    /// Connections at once [default: 1024]
+    /// Connections at once; a tenth as many may begin in a second [default: 1024]
     #[arg(help_heading = NETWORK, long, value_name = "N")]
     pub(crate) net_connections: Option<u32>,
 }

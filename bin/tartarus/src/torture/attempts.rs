@@ -230,6 +230,9 @@ pub(super) const ALL: &[Attempt] = &[
     no("multicast", Open, "udp TOKEN 224.0.0.251 9000", Control::None("the kernel forwards no multicast")),
     alone(may("few-connections", Limits, "connections TOKEN 203.0.113.10 8080 10"), Judge::Said),
     alone(no("many-connections", Limits, "connections TOKEN 203.0.113.10 8080 60", Guard("connections")), Judge::Said),
+    // The server lets twice its own limit of 50 be, which is in host.rs.
+    alone(no("forgotten-connections", Limits, "strand TOKEN 203.0.113.10 8080 130", Guard("held")), Judge::Said),
+    alone(no("many-new-connections", Open, "churn TOKEN 203.0.113.10 8080 200", Guard("new-connections")), Judge::Said),
     alone(no("flood", Limits, "flood TOKEN 203.0.113.10 9000 66 2000", Guard("packets")), Judge::Packets(4000)),
     alone(
         no("flood-bytes", Limits, "flood TOKEN 203.0.113.10 9000 1400 2000", Guard("bandwidth")),

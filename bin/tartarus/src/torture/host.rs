@@ -53,6 +53,8 @@ impl<'a> Host<'a> {
         let mut command = self.world.node.command(self.program()?);
         command.args(["up", "--data"]).arg(self.folder.join("data"));
         command.args(["--listen", LISTEN, "--driver", &self.driver, "--net", "open", "--dns", &DNS.to_string()]);
+        // Few, so that an attempt to have more is short.
+        command.args(["--net-most-connections", "50"]);
         if let Some(guard) = without {
             command.args(["--torture-without", guard]);
         }

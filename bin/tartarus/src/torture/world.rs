@@ -161,6 +161,7 @@ mod tests {
         let (said, heard) = attack("flood TOKEN 203.0.113.10 9000 64 200");
         assert!(heard.count("udp", "internet").0 > 100, "{said} {heard:?}");
         assert_eq!(attack("connections TOKEN 203.0.113.10 8080 50").0["reached"], true);
+        assert_eq!(attack("churn TOKEN 203.0.113.10 8080 200").0["reached"], true);
         assert_eq!(attack("hold TOKEN 203.0.113.10 8080 300").0["reached"], true);
 
         let (said, heard) = attack("tcp TOKEN 203.0.113.10 8082");

@@ -80,7 +80,7 @@ pub struct NetLimits {
     pub mbit: u32,
     /// Packets in a second, in each direction.
     pub packets: u32,
-    /// Connections at once.
+    /// Connections at once. A tenth as many may begin in a second, but 10 always; as many as these in one go, but 100 always.
     pub connections: u32,
 }
 

@@ -50,7 +50,7 @@ pub struct LimitsRequest {
     /// Packets in a second, in each direction: 10 to 10000000; 100000 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packets: Option<u32>,
-    /// Connections at once: 1 to 65536; 1024 when absent.
+    /// Connections at once: 1 to 65536; 1024 when absent. A tenth as many may begin in a second, but 10 always.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<u32>,
 }
