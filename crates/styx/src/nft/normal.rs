@@ -87,19 +87,21 @@ fn as_written(line: String) -> String {
     {
         return size.to_owned();
     }
-    // A time has units there.
-    if line.starts_with("policy = {") {
-        return line.split_inclusive([' ', ',']).map(timed).collect();
+    // A time has units there, and before 1.0 other signs were between them.
+    if let Some(policy) = line.strip_prefix("policy = {") {
+        let words = policy.split([' ', ':', ',', '}']).filter(|word| !word.is_empty());
+        return words.fold("policy".to_owned(), |all, word| all + " " + &seconds(word));
+    }
+    if line.starts_with("protocol ") {
+        return line.trim_end_matches(';').to_owned();
     }
     // And a question that only asks whether there is a way has a word of its own there.
     line.replace(" . iif check missing ", " . iif oif missing ")
 }
 
-/// A time such as `2h4m` in seconds, and what ends it; any other word stays as it is.
-fn timed(word: &str) -> String {
-    let time = word.trim_end_matches([' ', ',']);
-    let seconds = |read: std::time::Duration| format!("{}{}", read.as_secs(), &word[time.len()..]);
-    humantime::parse_duration(time).map_or_else(|_| word.to_owned(), seconds)
+/// A time such as `2h4m` in seconds; any other word stays as it is.
+fn seconds(word: &str) -> String {
+    humantime::parse_duration(word).map_or_else(|_| word.to_owned(), |time| time.as_secs().to_string())
 }
 
 /// A range of addresses that is a network, as one; until 1.0 the last network of all was listed as a range.
@@ -152,6 +154,8 @@ mod tests {
         assert_eq!((difference(ours, old), difference(ours, new)), (None, None));
         let policy = |long: &str, brief: &str| format!("policy = {{ established : {long}, time_wait : {brief} }}");
         assert_eq!(difference(&policy("7440", "10"), &policy("2h4m", "10s")), None);
+        assert_eq!(difference(&policy("7440", "10"), "policy = {established: 7440, time_wait: 10}"), None);
+        assert_eq!(difference("protocol tcp", "protocol tcp;"), None);
         assert!(difference(&policy("7440", "10"), &policy("2h4m", "11s")).is_some());
         assert_eq!(difference("size 64", "size 64 # count 7"), None);
         assert!(difference("size 64", "size 65 # count 7").is_some() && difference("size 64", "size 64 # 7").is_some());
