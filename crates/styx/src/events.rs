@@ -20,6 +20,17 @@ const NFT_GROUPS: u32 = 1 << 6;
 const NEW_GENERATION: u16 = 10 << 8 | 15;
 const NEW_ELEMENTS: u16 = 10 << 8 | 12;
 const OLD_ELEMENTS: u16 = 10 << 8 | 14;
+/// A link went: `RTM_DELLINK`.
+const OLD_LINK: u16 = 17;
+
+/// What is known of changes that were heard together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Changed {
+    /// Some were of rules.
+    pub(crate) rules: bool,
+    /// A link is gone, or may be: there was more than could be heard. Who only looks afterwards never sees one that came and went.
+    pub(crate) link_gone: bool,
+}
 
 /// Both sockets, of one namespace.
 pub(crate) struct Sockets {
@@ -52,48 +63,65 @@ impl Events {
         Ok(Self { route: watch(sockets.route)?, nft: watch(sockets.nft)? })
     }
 
-    /// Waits for the next change, and a little longer for what comes with it; says whether rules are among what changed. One
-    /// call at a time hears each.
-    pub(crate) async fn changed(&self) -> Result<bool, StyxError> {
+    /// Waits for the next change, and a little longer for what comes with it. One call at a time hears each.
+    pub(crate) async fn changed(&self) -> Result<Changed, StyxError> {
         loop {
             let (heard, rules) = tokio::select! {
                 heard = hear(&self.route) => (heard, false),
                 heard = hear(&self.nft) => (heard, true),
             };
-            if heard.map_err(StyxError::system("hear of changes of a network namespace"))? {
+            let (matters, link_gone) = heard.map_err(StyxError::system("hear of changes of a network namespace"))?;
+            if matters {
                 tokio::time::sleep(SETTLE).await;
-                return Ok(self.forget() || rules);
+                let more = self.forget();
+                return Ok(Changed { rules: rules || more.rules, link_gone: link_gone || more.link_gone });
             }
         }
     }
 
-    /// Drops what was heard so far; says whether anything was about rules.
-    pub(crate) fn forget(&self) -> bool {
-        let drained = [&self.route, &self.nft].map(|socket| {
-            let mut buffer = [0; 8192];
-            let mut heard = false;
-            // More than it holds was said (`NOBUFS`): there may be more to read.
-            while matches!(rustix::io::read(socket.get_ref(), &mut buffer), Ok(1..) | Err(rustix::io::Errno::NOBUFS)) {
+    /// Drops what was heard so far, but for what it was about.
+    pub(crate) fn forget(&self) -> Changed {
+        let mut buffer = vec![0; DATAGRAM];
+        let mut drained = |socket: &AsyncFd<OwnedFd>| {
+            let (mut heard, mut link_gone) = (false, false);
+            loop {
+                link_gone |= match rustix::io::read(socket.get_ref(), &mut buffer[..]) {
+                    Ok(length @ 1..) => tells_of_an_end(&buffer[..length]),
+                    // More than it holds was said: there may be more to read.
+                    Err(rustix::io::Errno::NOBUFS) => true,
+                    _ => return (heard, link_gone),
+                };
                 heard = true;
             }
-            heard
-        });
-        drained[1]
+        };
+        let (_, link_gone) = drained(&self.route);
+        Changed { rules: drained(&self.nft).0, link_gone }
     }
 }
 
-/// Reads one message when there is one, and says whether it matters.
-async fn hear(socket: &AsyncFd<OwnedFd>) -> io::Result<bool> {
-    let mut buffer = vec![0; 32 << 10];
+/// As much as is read at once; the kernel says less.
+const DATAGRAM: usize = 32 << 10;
+
+/// Reads one message when there is one, and says whether it matters, and whether it is of the end of a link.
+async fn hear(socket: &AsyncFd<OwnedFd>) -> io::Result<(bool, bool)> {
+    let mut buffer = vec![0; DATAGRAM];
     loop {
         let mut ready = socket.readable().await?;
         match ready.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), &mut buffer)?)) {
             Err(_) => {}
             // More happened than fits: it is looked at in any case.
-            Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(true),
-            Ok(read) => return Ok(matters(&buffer[..read?])),
+            Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok((true, true)),
+            Ok(read) => {
+                let datagram = &buffer[..read?];
+                return Ok((matters(datagram), tells_of_an_end(datagram)));
+            }
         }
     }
+}
+
+/// Whether a link went. What cannot be read may say so.
+fn tells_of_an_end(datagram: &[u8]) -> bool {
+    messages(datagram).any(|message| message.map_or(true, |message| message.kind == OLD_LINK))
 }
 
 /// Whether a datagram tells of more than elements of a live set. What cannot be read matters.
@@ -130,10 +158,17 @@ mod tests {
     }
 
     #[test]
+    fn the_end_of_a_link_is_one() {
+        let (begins, ends) = (message(16, &[]), message(17, &[]));
+        assert!(tells_of_an_end(&ends) && tells_of_an_end(&[begins.clone(), ends].concat()));
+        assert!(!tells_of_an_end(&begins) && !tells_of_an_end(&message(10 << 8 | 12, &[])));
+    }
+
+    #[test]
     fn what_is_cut_short_matters() {
         let whole = message(10 << 8 | 12, &[(1, b"tartarus\0"), (2, b"pinned\0")]);
         for length in 16..whole.len() {
-            assert!(matters(&whole[..length]), "{length}");
+            assert!(matters(&whole[..length]) && tells_of_an_end(&whole[..length]), "{length}");
         }
     }
 }

@@ -1,6 +1,5 @@
 //! The node's side: its one table, and whether packets of sandboxes get through it. Touches no setting and no table of others.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -9,10 +8,11 @@ use ipnet::Ipv4Net;
 use tokio::sync::{Mutex, Notify};
 
 use crate::enter::{on_thread, within};
-use crate::events::{Events, Sockets};
+use crate::events::{Changed, Events, Sockets};
 use crate::links::Links;
+use crate::rules::{self, Judged};
 use crate::space::Place;
-use crate::{StyxError, nft, probe, rules, tracked};
+use crate::{StyxError, nft, probe, tracked};
 
 /// How long connections of sandboxes that are gone wait for those of others that go too.
 const GATHER: Duration = Duration::from_secs(1);
@@ -44,37 +44,29 @@ impl std::fmt::Display for Finding {
 struct Surroundings {
     addresses: Vec<(String, Ipv4Net)>,
     routes: Vec<(Ipv4Net, Option<Ipv4Addr>, String)>,
-    /// Numbers of their links.
-    sandboxes: BTreeSet<u32>,
+    sandboxes: usize,
 }
 
 /// The node's namespace.
 pub(crate) struct Host {
     place: Place,
-    /// The table that is there before any sandbox is.
-    table: String,
-    /// The one after a time in which it was missing while there were sandboxes.
-    anew: String,
     events: Events,
     /// What was around when the path was found to work; none before, and after something changed.
     well: Mutex<Option<Surroundings>>,
     /// Held while the path is tried.
     turn: Mutex<()>,
-    /// Links of sandboxes when they were last looked at, and that some are gone since.
-    seen: Mutex<BTreeSet<u32>>,
+    /// A link went.
     gone: Notify,
 }
 
 impl Host {
     pub(crate) async fn new(place: Place) -> Result<Self, StyxError> {
-        let table = rules::node(place.range, place.connections, place.without);
-        let anew = rules::node_anew(place.range, place.connections, place.without);
         let sockets = within(place.node.clone(), Sockets::here).await?;
-        let (gone, events) = (Notify::new(), Events::new(sockets)?);
-        // While nobody was looking.
-        gone.notify_one();
-        let (well, turn, seen) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Ok(Self { place, table, anew, events, well, turn, seen, gone })
+        let (well, turn, gone) = (Mutex::default(), Mutex::default(), Notify::new());
+        let host = Self { place, events: Events::new(sockets)?, well, turn, gone };
+        // What went while nobody was looking, before its addresses are somebody else's.
+        host.forget().await;
+        Ok(host)
     }
 
     /// Sees that the table is in force and that the path works; at once where both were seen and nothing changed since.
@@ -112,12 +104,15 @@ impl Host {
     /// Waits for changes, mends the table, and tries the path again after changes that concern it. Ends with an error only.
     pub(crate) async fn watch(&self) -> StyxError {
         loop {
-            let rules = match self.events.changed().await {
-                Ok(rules) => rules,
+            let Changed { rules, link_gone } = match self.events.changed().await {
+                Ok(changed) => changed,
                 Err(error) => return error,
             };
-            self.look_around().await;
+            if link_gone {
+                self.gone.notify_one();
+            }
             if !rules {
+                self.look_around().await;
                 continue;
             }
             match self.enforce().await {
@@ -157,30 +152,36 @@ impl Host {
         loop {
             self.gone.notified().await;
             tokio::time::sleep(gather).await;
-            let begin = Instant::now();
-            let forgotten = self.forget().await;
-            gather = GATHER.max(begin.elapsed() * REST);
-            match forgotten {
-                Ok(0) => {}
-                Ok(connections) => tracing::debug!(connections, "connections of sandboxes that are gone were removed"),
-                Err(error) => tracing::warn!(%error, "connections of sandboxes that are gone stay for hours"),
-            }
+            gather = GATHER.max(self.forget().await * REST);
         }
     }
 
-    async fn forget(&self) -> Result<usize, StyxError> {
+    /// Has the node forget connections of sandboxes that are gone; says how long that took. Where others have addresses in the
+    /// range too they may be theirs.
+    async fn forget(&self) -> Duration {
         let range = self.place.range;
-        within(self.place.node.clone(), move || tracked::forget(range)).await
+        let forgotten = within(self.place.node.clone(), move || {
+            let begin = Instant::now();
+            let alone = Surroundings::here(range)?.conflicts(range).is_empty();
+            let count = if alone { tracked::forget(range)? } else { 0 };
+            Ok((count, begin.elapsed()))
+        });
+        match forgotten.await {
+            Ok((connections, took)) => {
+                tracing::debug!(connections, ?took, "connections of sandboxes that are gone were removed");
+                took
+            }
+            Err(error) => {
+                tracing::warn!(%error, "connections of sandboxes that are gone stay; tried again with the next one that goes");
+                Duration::ZERO
+            }
+        }
     }
 
     /// After links, addresses or routes changed: the path is tried again with the next sandbox where that concerns it.
     async fn look_around(&self) {
         let (range, node) = (self.place.range, self.place.node.clone());
         let around = within(node, move || Surroundings::here(range)).await.unwrap_or_default();
-        let before = std::mem::replace(&mut *self.seen.lock().await, around.sandboxes.clone());
-        if !before.is_subset(&around.sandboxes) {
-            self.gone.notify_one();
-        }
         let mut well = self.well.lock().await;
         if well.as_ref().is_some_and(|before| !before.same_way(&around)) {
             *well = None;
@@ -189,21 +190,35 @@ impl Host {
 
     /// Puts the table in force; true where it was not.
     pub(crate) async fn enforce(&self) -> Result<bool, StyxError> {
-        let (table, anew, range) = (self.table.clone(), self.anew.clone(), self.place.range);
+        let Place { range, connections: most, without, .. } = self.place;
         within(self.place.node.clone(), move || {
-            let arguments = ["-s", "-p", "list", "table", "ip", "tartarus"];
-            let sandboxes = !Surroundings::here(range)?.sandboxes.is_empty();
-            let fine = |listed: &str| {
-                nft::difference(&table, listed).is_none() || sandboxes && nft::difference(&anew, listed).is_none()
+            let list = || nft::run("list rules", &["-s", "-p", "list", "table", "ip", "tartarus"], "");
+            let sandboxes = Surroundings::here(range)?.sandboxes > 0;
+            let same = |table: &str, listed: &str| {
+                nft::difference(table, listed).map_or(Ok(()), |line| Err(StyxError::Differs(line)))
             };
-            if nft::run("list rules", &arguments, "").is_ok_and(|listed| fine(&listed)) {
-                return Ok(false);
-            }
             // What sandboxes began while nobody judged it is not trusted.
-            let table = if sandboxes { &anew } else { &table };
-            nft::run("apply rules", &["-f", "-"], &rules::node_batch(table))?;
-            let listed = nft::run("list rules", &arguments, "")?;
-            nft::difference(table, &listed).map_or(Ok(true), |line| Err(StyxError::Differs(line)))
+            let (judged, fine) = match sandboxes {
+                true => (Judged::Packets, &[Judged::Connections, Judged::Packets][..]),
+                false => (Judged::Connections, &[Judged::Connections][..]),
+            };
+            let table = |judged, connections| rules::node(judged, range, connections, without);
+            if let Ok(listed) = list() {
+                // Of a server that lets more be, or fewer.
+                let made_for = rules::connections_in(&listed).unwrap_or(most);
+                let found = fine.iter().find(|judged| same(&table(**judged, made_for), &listed).is_ok());
+                if let Some(judged) = found {
+                    if made_for < most {
+                        nft::run("apply rules", &["-f", "-"], &rules::node_more(most, without))?;
+                        same(&table(*judged, most), &list()?)?;
+                    }
+                    return Ok(false);
+                }
+            }
+            let table = table(judged, most);
+            nft::run("apply rules", &["-f", "-"], &rules::node_batch(&table))?;
+            same(&table, &list()?)?;
+            Ok(true)
         })
         .await
     }
@@ -235,7 +250,8 @@ impl Host {
                 Err(_) => break,
             }
         }
-        self.forget().await.map(drop)
+        self.forget().await;
+        Ok(())
     }
 
     /// Whether there is no table any more.
@@ -245,7 +261,7 @@ impl Host {
             if nft::run("list rules", &["list", "table", "ip", "tartarus"], "").is_err() {
                 return Ok(true);
             }
-            if !Surroundings::here(range)?.sandboxes.is_empty() {
+            if Surroundings::here(range)?.sandboxes > 0 {
                 return Ok(false);
             }
             nft::run("remove rules", &["-f", "-"], "add table ip tartarus\ndelete table ip tartarus\n")?;
@@ -268,7 +284,7 @@ impl Surroundings {
         let mut found = Self {
             addresses: addresses.filter(|(name, _)| !ours(name)).collect(),
             routes: routes.filter(|(to, _, name)| !(ours(name) || name.is_empty() && range.contains(to))).collect(),
-            sandboxes: links.iter().filter(|link| is_sandbox(&link.name)).map(|link| link.index).collect(),
+            sandboxes: links.iter().filter(|link| is_sandbox(&link.name)).count(),
         };
         found.addresses.sort();
         found.routes.sort();
@@ -341,7 +357,7 @@ mod tests {
                 ("198.18.7.0/24".parse().unwrap(), None, "wg0".to_owned()),
                 ("198.0.0.0/8".parse().unwrap(), None, "wg1".to_owned()),
             ],
-            sandboxes: BTreeSet::new(),
+            sandboxes: 0,
         };
         let found: Vec<String> = around.conflicts(range).iter().map(ToString::to_string).collect();
         assert_eq!(found.len(), 3, "{found:?}");

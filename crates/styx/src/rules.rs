@@ -18,7 +18,7 @@ use tartarus_types::Contract;
 use crate::Door;
 pub(crate) use contract::FRAME_COUNTERS;
 pub use guard::Guard;
-pub(crate) use node::{node, node_anew, node_batch};
+pub(crate) use node::{Judged, connections_in, node, node_batch, node_more};
 pub(crate) use sets::address;
 pub(crate) use text::burst;
 

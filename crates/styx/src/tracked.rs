@@ -42,18 +42,20 @@ pub(crate) fn forget(range: Ipv4Net) -> Result<usize, StyxError> {
     // After those were listed: a sandbox that begins meanwhile has none among them.
     let living: HashSet<Ipv4Net> = Links::here()?.addresses()?.into_iter().map(|(_, net)| net.trunc()).collect();
     all.retain(|tracked| !living.contains(&pair_of(tracked.source)));
-    let gone = || -> io::Result<()> {
-        let socket = socket(libc::NETLINK_NETFILTER, 0)?;
-        for tracked in &all {
-            match ask(&socket, DELETE, REQUEST | ACK, (INET, &tracked.name), |_, _| ()) {
-                // It went by itself.
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-                done => done?,
-            }
+    let socket = socket(libc::NETLINK_NETFILTER, 0).map_err(StyxError::system("ask for the node's connections"))?;
+    let mut failed = None;
+    for tracked in &all {
+        match ask(&socket, DELETE, REQUEST | ACK, (INET, &tracked.name), |_, _| ()) {
+            // It went by itself.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            // Such as one that a card forwards by itself. The others go all the same.
+            Err(error) => failed = Some(error),
+            Ok(()) => {}
         }
-        Ok(())
-    };
-    gone().map_err(StyxError::system("remove connections of sandboxes that are gone"))?;
+    }
+    if let Some(error) = failed {
+        return Err(StyxError::system("remove connections of sandboxes that are gone")(error));
+    }
     Ok(all.len())
 }
 

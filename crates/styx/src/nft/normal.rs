@@ -92,8 +92,11 @@ fn as_written(line: String) -> String {
         let words = policy.split([' ', ':', ',', '}']).filter(|word| !word.is_empty());
         return words.fold("policy".to_owned(), |all, word| all + " " + &seconds(word));
     }
-    if line.starts_with("protocol ") {
-        return line.trim_end_matches(';').to_owned();
+    // A protocol has its number where the system has no names for them.
+    match line.trim_end_matches(';') {
+        "protocol 6" => return "protocol tcp".to_owned(),
+        protocol if protocol.starts_with("protocol ") => return protocol.to_owned(),
+        _ => {}
     }
     // And a question that only asks whether there is a way has a word of its own there.
     line.replace(" . iif check missing ", " . iif oif missing ")
@@ -156,6 +159,8 @@ mod tests {
         assert_eq!(difference(&policy("7440", "10"), &policy("2h4m", "10s")), None);
         assert_eq!(difference(&policy("7440", "10"), "policy = {established: 7440, time_wait: 10}"), None);
         assert_eq!(difference("protocol tcp", "protocol tcp;"), None);
+        assert_eq!(difference("protocol tcp", "protocol 6"), None);
+        assert!(difference("protocol tcp", "protocol udp").is_some());
         assert!(difference(&policy("7440", "10"), &policy("2h4m", "11s")).is_some());
         assert_eq!(difference("size 64", "size 64 # count 7"), None);
         assert!(difference("size 64", "size 65 # count 7").is_some() && difference("size 64", "size 64 # 7").is_some());

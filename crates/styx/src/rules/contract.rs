@@ -240,6 +240,7 @@ impl Rules<'_> {
     fn allow(&self) -> Vec<String> {
         let over = |limit: String| format!("{limit} counter name \"connections\" drop");
         let (often, most) = (new_connections_over(self.limits.connections), self.limits.connections.max(1));
+        // First: what is dropped for its number is counted for a moment too, and shall not come as fast as packets do.
         let mut rules = self.unless(Guard::NewConnections, &[over(often)]);
         rules.extend(self.unless(Guard::Connections, &[over(format!("ct count over {most}"))]));
         rules.push(format!("ct mark set {} counter name \"allowed\" accept", self.mark));

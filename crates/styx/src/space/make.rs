@@ -19,7 +19,7 @@ use crate::links::Links;
 use crate::{GATEWAY, GUEST, GUEST_MAC, PREFIX, StyxError, nft, rules, tap};
 
 /// Settings of a namespace, in order: the first one resets some of the others. What a kernel has no file for it does not do.
-const SETTINGS: [(&str, &str); 12] = [
+const SETTINGS: [(&str, &str); 15] = [
     ("ipv4/ip_forward", "1"),
     ("ipv6/conf/all/disable_ipv6", "1"),
     ("ipv6/conf/default/disable_ipv6", "1"),
@@ -34,6 +34,10 @@ const SETTINGS: [(&str, &str); 12] = [
     // The guest learns of no address but the gateway's.
     ("ipv4/conf/all/arp_ignore", "1"),
     ("ipv4/conf/default/arp_ignore", "1"),
+    // What the node forgets, so does the namespace; what is over at once does not begin again without being judged.
+    ("netfilter/nf_conntrack_tcp_timeout_established", "7440"),
+    ("netfilter/nf_conntrack_tcp_timeout_time_wait", "10"),
+    ("netfilter/nf_conntrack_tcp_timeout_close", "0"),
 ];
 
 /// Pairs of addresses at the end of the range that no sandbox gets; the check of the path uses them.

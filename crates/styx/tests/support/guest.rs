@@ -93,6 +93,8 @@ impl Guest {
             libc::getsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_QUEUE_SEQ, value, length)
         };
         assert_eq!(got, 0, "{}", std::io::Error::last_os_error());
+        // The last word of its beginning takes the long way: one that came after its end would be a beginning again.
+        std::thread::sleep(Duration::from_millis(20));
         let own = stream.local_addr().unwrap().port();
         let reset = super::frames::stranded_reset((GUEST, own), (to, port), sequence);
         self.inject(&super::frames::ethernet(GUEST_MAC, 0x0800, &reset));
