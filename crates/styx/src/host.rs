@@ -18,6 +18,8 @@ use crate::{StyxError, nft, probe, tracked};
 const GATHER: Duration = Duration::from_secs(1);
 /// And how often as long as it took to list them the last time: a table of 200 000 takes more than half a second of a processor.
 const REST: u32 = 20;
+/// Where they could not be removed.
+const AGAIN: Duration = Duration::from_secs(60);
 /// For namespaces to go that nobody holds any more.
 const LEAVING: Duration = Duration::from_secs(2);
 
@@ -106,7 +108,11 @@ impl Host {
         loop {
             let Changed { rules, link_gone } = match self.events.changed().await {
                 Ok(changed) => changed,
-                Err(error) => return error,
+                Err(error) => {
+                    // And was not heard.
+                    self.gone.notify_one();
+                    return error;
+                }
             };
             if link_gone {
                 self.gone.notify_one();
@@ -172,8 +178,9 @@ impl Host {
                 took
             }
             Err(error) => {
-                tracing::warn!(%error, "connections of sandboxes that are gone stay; tried again with the next one that goes");
-                Duration::ZERO
+                tracing::warn!(%error, "connections of sandboxes that are gone stay; tried again in a minute");
+                self.gone.notify_one();
+                AGAIN / REST
             }
         }
     }

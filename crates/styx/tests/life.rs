@@ -186,6 +186,8 @@ fn a_sandbox_with_other_sets_is_taken_over_and_its_connections_go_on() {
         assert!(own.contains(ports));
         let other = own.replace(ports, &format!("{ports}\t\tflags interval\n")).replace(" . 80 }", " . 443 }");
         inside.sh(&format!("nft -f - <<'END'\nflush ruleset\n{other}\nEND\n"));
+        // And settings that it left to the kernel.
+        inside.sh("sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_close=10");
         assert!(guest.tcp(PUBLIC, 443) && !guest.tcp(PUBLIC, 80));
         let after = Styx::new(alone());
         let taken = after.adopt(space.namespace.try_clone().unwrap()).await.unwrap();

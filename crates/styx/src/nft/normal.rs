@@ -87,10 +87,13 @@ fn as_written(line: String) -> String {
     {
         return size.to_owned();
     }
-    // A time has units there, and before 1.0 other signs were between them.
+    // A time has units there, or nothing where it is none (1.0.9), and before 1.0 other signs were between them.
     if let Some(policy) = line.strip_prefix("policy = {") {
-        let words = policy.split([' ', ':', ',', '}']).filter(|word| !word.is_empty());
-        return words.fold("policy".to_owned(), |all, word| all + " " + &seconds(word));
+        let times =
+            policy.trim_end_matches([' ', '}']).split(',').map(|time| time.split_once(':').unwrap_or((time, "")));
+        return times.fold("policy".to_owned(), |all, (state, time)| {
+            format!("{all} {}={}", state.trim(), seconds(time.trim()))
+        });
     }
     // A protocol has its number where the system has no names for them.
     match line.trim_end_matches(';') {
@@ -102,8 +105,11 @@ fn as_written(line: String) -> String {
     line.replace(" . iif check missing ", " . iif oif missing ")
 }
 
-/// A time such as `2h4m` in seconds; any other word stays as it is.
+/// A time such as `2h4m` in seconds; any other word stays as it is, and none is no time.
 fn seconds(word: &str) -> String {
+    if word.is_empty() {
+        return "0".to_owned();
+    }
     humantime::parse_duration(word).map_or_else(|_| word.to_owned(), |time| time.as_secs().to_string())
 }
 
@@ -158,6 +164,12 @@ mod tests {
         let policy = |long: &str, brief: &str| format!("policy = {{ established : {long}, time_wait : {brief} }}");
         assert_eq!(difference(&policy("7440", "10"), &policy("2h4m", "10s")), None);
         assert_eq!(difference(&policy("7440", "10"), "policy = {established: 7440, time_wait: 10}"), None);
+        let closed = |time: &str| format!("policy = {{ time_wait : 10, close :{time} }}");
+        for none in ["", " ", " 0", " 0s"] {
+            assert_eq!(difference(&closed(" 0"), &closed(none)), None, "{none:?}");
+        }
+        assert!(difference(&closed(" 0"), &closed(" 1")).is_some());
+        assert!(difference(&closed(" 0"), "policy = { time_wait : 10 }").is_some());
         assert_eq!(difference("protocol tcp", "protocol tcp;"), None);
         assert_eq!(difference("protocol tcp", "protocol 6"), None);
         assert!(difference("protocol tcp", "protocol udp").is_some());

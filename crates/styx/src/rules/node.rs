@@ -102,8 +102,9 @@ fn begun(connections: u32, without: Option<Guard>) -> Vec<String> {
 
 /// The most connections at once that a table, as it is listed, was made for.
 pub(crate) fn connections_in(listed: &str) -> Option<u32> {
+    // Before 1.0 nft put two spaces after the number.
     let count = listed.lines().find_map(|line| line.trim().strip_prefix(HELD.0)?.strip_suffix(HELD.1));
-    Some(count?.parse::<u32>().ok()? / 2)
+    Some(count?.trim().parse::<u32>().ok()? / 2)
 }
 
 /// Lets more connections be at once than the table in force does, and forgets none of those that it counted.
@@ -144,6 +145,11 @@ mod tests {
         let made_for = |connections| connections_in(&node(Judged::Connections, range, connections, None));
         assert_eq!([1, 1024, 65_536].map(made_for), [1, 1024, 65_536].map(Some));
         assert_eq!(connections_in(&node(Judged::Connections, range, 9, Some(Guard::Held))), None);
+        assert_eq!(
+            connections_in("  add @held { iif ct count over 18  } counter drop"),
+            Some(9),
+            "as nft lists it before 1.0"
+        );
     }
 
     #[test]

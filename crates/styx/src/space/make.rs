@@ -154,6 +154,8 @@ impl Space {
         let (theirs, range) = (namespace.clone(), place.range);
         let (sockets, index, outer, ruleset, pins) = on_thread(move || {
             enter(&theirs)?;
+            // One of the version before has fewer.
+            settings()?;
             let sockets = Sockets::here()?;
             let addresses = Links::here()?.addresses()?;
             let found = addresses.iter().find_map(|(_, net)| Some((index_of(range, net.addr())?, net.addr())));

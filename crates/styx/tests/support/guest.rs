@@ -94,7 +94,7 @@ impl Guest {
         };
         assert_eq!(got, 0, "{}", std::io::Error::last_os_error());
         // The last word of its beginning takes the long way: one that came after its end would be a beginning again.
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(150));
         let own = stream.local_addr().unwrap().port();
         let reset = super::frames::stranded_reset((GUEST, own), (to, port), sequence);
         self.inject(&super::frames::ethernet(GUEST_MAC, 0x0800, &reset));
