@@ -24,7 +24,7 @@ const OLD_ELEMENTS: u16 = 10 << 8 | 14;
 const OLD_LINK: u16 = 17;
 
 /// What is known of changes that were heard together.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Changed {
     /// Some were of rules.
     pub(crate) rules: bool,

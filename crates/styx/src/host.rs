@@ -158,12 +158,12 @@ impl Host {
         loop {
             self.gone.notified().await;
             tokio::time::sleep(gather).await;
-            gather = GATHER.max(self.forget().await * REST);
+            gather = self.forget().await;
         }
     }
 
-    /// Has the node forget connections of sandboxes that are gone; says how long that took. Where others have addresses in the
-    /// range too they may be theirs.
+    /// Has the node forget connections of sandboxes that are gone; says how long to leave it at that. Where others have addresses
+    /// in the range too they may be theirs.
     async fn forget(&self) -> Duration {
         let range = self.place.range;
         let forgotten = within(self.place.node.clone(), move || {
@@ -175,12 +175,12 @@ impl Host {
         match forgotten.await {
             Ok((connections, took)) => {
                 tracing::debug!(connections, ?took, "connections of sandboxes that are gone were removed");
-                took
+                GATHER.max(took * REST)
             }
             Err(error) => {
                 tracing::warn!(%error, "connections of sandboxes that are gone stay; tried again in a minute");
                 self.gone.notify_one();
-                AGAIN / REST
+                AGAIN
             }
         }
     }
@@ -247,8 +247,8 @@ impl Host {
         .await
     }
 
-    /// Removes the table where no sandbox is left, and connections of those that are gone. One whose holder was killed just now takes the kernel a moment; what is there
-    /// longer is another server's.
+    /// Removes the table where no sandbox is left, and connections of those that are gone. One whose holder was killed just now
+    /// takes the kernel a moment; what is there longer is another server's.
     pub(crate) async fn close(&self) -> Result<(), StyxError> {
         let end = tokio::time::Instant::now() + LEAVING;
         while !self.remove().await? {
