@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Mutex;
 
 use crate::enter::{on_thread, within};
 use crate::events::{Changed, Events, Sockets};
@@ -14,7 +14,7 @@ use crate::rules::{self, Judged};
 use crate::space::Place;
 use crate::{StyxError, nft, probe, tracked};
 
-/// How long connections of sandboxes that are gone wait for those of others that go too.
+/// How long connections that sandboxes left wait for those that others leave.
 const GATHER: Duration = Duration::from_secs(1);
 /// And how often as long as it took to list them the last time: a table of 200 000 takes more than half a second of a processor.
 const REST: u32 = 20;
@@ -57,15 +57,12 @@ pub(crate) struct Host {
     well: Mutex<Option<Surroundings>>,
     /// Held while the path is tried.
     turn: Mutex<()>,
-    /// A link went.
-    gone: Notify,
 }
 
 impl Host {
     pub(crate) async fn new(place: Place) -> Result<Self, StyxError> {
         let sockets = within(place.node.clone(), Sockets::here).await?;
-        let (well, turn, gone) = (Mutex::default(), Mutex::default(), Notify::new());
-        let host = Self { place, events: Events::new(sockets)?, well, turn, gone };
+        let host = Self { place, events: Events::new(sockets)?, well: Mutex::default(), turn: Mutex::default() };
         // What went while nobody was looking, before its addresses are somebody else's.
         host.forget().await;
         Ok(host)
@@ -110,12 +107,12 @@ impl Host {
                 Ok(changed) => changed,
                 Err(error) => {
                     // And was not heard.
-                    self.gone.notify_one();
+                    self.place.cuts.want();
                     return error;
                 }
             };
             if link_gone {
-                self.gone.notify_one();
+                self.place.cuts.want();
             }
             if !rules {
                 self.look_around().await;
@@ -152,34 +149,35 @@ impl Host {
         }
     }
 
-    /// Has the node forget connections of sandboxes that are gone, whenever some are. Does not end.
+    /// Has the node forget connections of sandboxes that are gone or were put under another contract, whenever some were. Does not
+    /// end.
     pub(crate) async fn sweep(&self) {
         let mut gather = GATHER;
         loop {
-            self.gone.notified().await;
+            self.place.cuts.wanted().await;
             tokio::time::sleep(gather).await;
             gather = self.forget().await;
         }
     }
 
-    /// Has the node forget connections of sandboxes that are gone; says how long to leave it at that. Where others have addresses
-    /// in the range too they may be theirs.
+    /// Has the node forget connections that sandboxes left; says how long to leave it at that. Where others have addresses in the
+    /// range too they may be theirs.
     async fn forget(&self) -> Duration {
-        let range = self.place.range;
+        let (range, cuts) = (self.place.range, self.place.cuts.clone());
         let forgotten = within(self.place.node.clone(), move || {
             let begin = Instant::now();
             let alone = Surroundings::here(range)?.conflicts(range).is_empty();
-            let count = if alone { tracked::forget(range)? } else { 0 };
+            let count = if alone { tracked::forget(range, &cuts)? } else { 0 };
             Ok((count, begin.elapsed()))
         });
         match forgotten.await {
             Ok((connections, took)) => {
-                tracing::debug!(connections, ?took, "connections of sandboxes that are gone were removed");
+                tracing::debug!(connections, ?took, "connections that sandboxes left were removed");
                 GATHER.max(took * REST)
             }
             Err(error) => {
-                tracing::warn!(%error, "connections of sandboxes that are gone stay; tried again in a minute");
-                self.gone.notify_one();
+                tracing::warn!(%error, "connections that sandboxes left stay; tried again in a minute");
+                self.place.cuts.want();
                 AGAIN
             }
         }

@@ -5,6 +5,7 @@
 //! kernel's words is decided in `rules`, which is pure.
 
 mod card;
+mod cuts;
 mod enter;
 mod error;
 mod events;

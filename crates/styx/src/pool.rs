@@ -162,7 +162,8 @@ impl Styx {
                 Some(door) => door,
                 None => enter::on_thread(Door::of_kernel).await?,
             };
-            let place = Place { node: enter::own()?, range: range.trunc(), connections, door, without };
+            let (node, cuts) = (enter::own()?, Arc::default());
+            let place = Place { node, range: range.trunc(), connections, door, without, cuts };
             let host = Host::new(place.clone()).await?;
             Ok((place, host))
         };

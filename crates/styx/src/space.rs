@@ -17,6 +17,7 @@ use tartarus_types::{Contract, Timestamp};
 use tokio::sync::Mutex;
 
 use crate::card::Card;
+use crate::cuts::{Allowed, Cuts};
 use crate::enter::{Namespace, enter, on_thread, within};
 use crate::events::Events;
 use crate::links::Links;
@@ -38,6 +39,8 @@ pub(crate) struct Place {
     pub(crate) door: Door,
     /// The rule that a test leaves out.
     pub(crate) without: Option<Guard>,
+    /// What the node is to forget.
+    pub(crate) cuts: Arc<Cuts>,
 }
 
 impl Place {
@@ -206,7 +209,11 @@ impl Space {
             let mut put = || {
                 let site = place.site(outer)?;
                 enter(&namespace)?;
+                // What passes where a rule is left out is for the rules alone to say.
+                let update = state.used && place.without.is_none();
                 state.put(&contract, rules::ruleset(&contract, generation, &site), place.without)?;
+                let allowed = || Allowed { contract: contract.clone(), pins: state.pins.keys().copied().collect() };
+                place.cuts.set(outer, update.then(allowed));
                 then(&mut state)
             };
             let done = put();

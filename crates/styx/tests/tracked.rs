@@ -4,7 +4,7 @@
 mod support;
 
 use styx::{Options, Styx};
-use support::{Guest, Ns, PUBLIC, World, alone, in_world, open, sandbox, soon, talks};
+use support::{Guest, Ns, OTHER, PUBLIC, World, allow, alone, in_world, open, sandbox, soon, talks};
 
 /// What the node has in it.
 fn tracked(world: &World) -> usize {
@@ -61,6 +61,26 @@ fn and_so_they_are_where_nobody_saw_it_go() {
         let next = Styx::new(Options { pool: 0, ..Options::default() });
         next.ready().await.unwrap();
         assert!(few_are_left(&world).await, "{}", tracked(&world));
+    });
+}
+
+/// Nobody can end them any more, and they would count for hours.
+#[test]
+fn what_an_update_cuts_off_is_forgotten_and_nothing_else() {
+    in_world(async |world| {
+        let (_styx, space, guest) = sandbox(alone(), &open()).await;
+        let (_other, neighbour, beside) = sandbox(alone(), &open()).await;
+        let some = |guest: &Guest, to| (0..20).map(|_| guest.connect(to, 80).unwrap()).collect::<Vec<_>>();
+        let (_cut, mut kept, mut theirs) = (some(&guest, PUBLIC), some(&guest, OTHER), some(&beside, PUBLIC));
+        assert!(tracked(&world) >= 60);
+        space.apply(&allow(&["192.0.2.0/24"], &["80"]), 2).await.unwrap();
+        assert!(later(async || tracked(&world) < 50).await, "{}", tracked(&world));
+        assert!(kept.iter_mut().chain(&mut theirs).all(talks));
+        // What it allows again begins anew.
+        space.apply(&open(), 3).await.unwrap();
+        assert!(guest.tcp(PUBLIC, 80));
+        assert!(kept.iter_mut().all(talks));
+        drop(neighbour);
     });
 }
 

@@ -200,7 +200,8 @@ mod tests {
             let (node, range) = (unshare().unwrap(), "198.18.0.0/16".parse().unwrap());
             use tartarus_types::NetMode::{Allow, Open};
             for (door, mode) in [(Door::Program, Allow), (Door::Chain, Allow), (Door::Chain, Open)] {
-                let place = Place { node: node.clone(), range, connections: 9, door, without: None };
+                let place =
+                    Place { node: node.clone(), range, connections: 9, door, without: None, cuts: Arc::default() };
                 let Made { namespace, tap: _tap, applier, outer, .. } = make(&place, &AtomicU32::new(0)).unwrap();
                 let contract = tartarus_types::Contract { mode, ..Default::default() };
                 let site = place.site(outer).unwrap();
