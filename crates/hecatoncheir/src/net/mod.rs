@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use styx::names::Upstream;
+use styx::names::{Rate, Upstream};
 use styx::{Door, Space, Styx, StyxError};
 use tartarus_api::doctor::{Check, Status};
 use tartarus_types::net::NetTotals;
@@ -49,6 +49,7 @@ impl Default for NetOptions {
 pub struct Networks {
     styx: Styx,
     upstream: Arc<Upstream>,
+    rate: Rate,
     totals: Arc<Totals>,
     clock: fn() -> Timestamp,
     /// Nothing of the host's networks is this node's: no sandbox may have one, and none has had one.
@@ -61,7 +62,10 @@ impl Networks {
         let NetOptions { range, pool, connections, dns, without, off } = options;
         let styx = Styx::new(styx::Options { range, pool, connections, door: None, without });
         let upstream = if dns.is_empty() { Upstream::of_host() } else { Upstream::of(&dns) };
-        Self { styx, upstream: Arc::new(upstream), totals: Arc::default(), clock, untouched: AtomicBool::new(off) }
+        // The rule and the resolver's own are one limit, in two places.
+        let rate = if without == Some(Guard::Queries) { Rate::ANY } else { Rate::default() };
+        let untouched = AtomicBool::new(off);
+        Self { styx, upstream: Arc::new(upstream), rate, totals: Arc::default(), clock, untouched }
     }
 
     /// Begins a sandbox's network; `None` for a contract without one.

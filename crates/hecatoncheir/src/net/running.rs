@@ -43,13 +43,14 @@ impl Network {
     pub(super) async fn start(space: Space, kept: &Kept, node: &Networks) -> Result<Self, String> {
         let words = |e: StyxError| e.to_string();
         space.apply(&kept.contract, kept.generation).await.map_err(words)?;
-        let (udp, tcp) = space.resolver_sockets().await.map_err(words)?;
+        let sockets = space.resolver_sockets().await.map_err(words)?;
         let metered = node.totals.meter(Arc::new(space));
         let (contract, rules) = watch::channel(Arc::new(kept.contract.clone()));
         let contract = Arc::new(contract);
         let pins = Arc::new(Pinned(metered.space.clone()));
         let (tell, lost) = watch::channel(None);
-        let serving = names::serve(udp, tcp, rules, node.upstream.clone(), pins, metered.refused.clone(), node.clock);
+        let (upstream, refused) = (node.upstream.clone(), metered.refused.clone());
+        let serving = names::serve(sockets, node.rate, rules, upstream, pins, refused, node.clock);
         let ended = tell.clone();
         let resolver = tokio::spawn(async move {
             let Err(e) = serving.await;

@@ -28,6 +28,6 @@ mod tests;
 
 pub use pins::Pins;
 pub use refused::Refused;
-pub use serve::{ServeError, serve};
+pub use serve::{Rate, ServeError, serve};
 use upstream::NoUpstream;
 pub use upstream::Upstream;

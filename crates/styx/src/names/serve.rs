@@ -21,9 +21,6 @@ use super::{Pins, Refused, Upstream};
 
 /// Questions that are being answered at once; more over UDP are dropped, more over TCP wait.
 const IN_FLIGHT: usize = 64;
-/// Questions in a second, and how many may come at once after silence.
-const PER_SECOND: u32 = 50;
-const BURST: u32 = 200;
 const CONNECTIONS: usize = 8;
 /// The longest message over TCP, in bytes.
 const MAX_TCP: usize = 16 << 10;
@@ -38,6 +35,25 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub struct ServeError {
     what: &'static str,
     error: std::io::Error,
+}
+
+/// How many questions a sandbox may ask.
+#[derive(Debug, Clone, Copy)]
+pub struct Rate {
+    per_second: u32,
+    /// How many may come at once after silence.
+    burst: u32,
+}
+
+impl Rate {
+    /// More than anybody asks, for who wants to see what the limit is good for.
+    pub const ANY: Self = Self { per_second: 1_000_000, burst: 1_000_000 };
+}
+
+impl Default for Rate {
+    fn default() -> Self {
+        Self { per_second: 50, burst: 200 }
+    }
 }
 
 /// Bounds that UDP and TCP share.
@@ -67,8 +83,8 @@ impl Bounds {
 /// # Errors
 /// When the sockets cannot be used by this runtime. It returns for no other reason.
 pub async fn serve(
-    udp: std::net::UdpSocket,
-    tcp: std::net::TcpListener,
+    (udp, tcp): (std::net::UdpSocket, std::net::TcpListener),
+    rate: Rate,
     contract: watch::Receiver<Arc<Contract>>,
     upstream: Arc<Upstream>,
     pins: Arc<dyn Pins>,
@@ -83,7 +99,7 @@ pub async fn serve(
     let tcp = TcpListener::from_std(tcp).map_err(of_tcp)?;
     let desk = Arc::new(Desk::new(contract, upstream, pins, refused, clock));
     let bounds = Arc::new(Bounds {
-        bucket: Mutex::new(Bucket::full(BURST, PER_SECOND, Instant::now())),
+        bucket: Mutex::new(Bucket::full(rate.burst, rate.per_second, Instant::now())),
         flights: Arc::new(Semaphore::new(IN_FLIGHT)),
     });
     tokio::select! {

@@ -53,7 +53,7 @@ guards! {
     Unlisted = "unlisted";
     /// The gateway answers nothing but names.
     Gateway = "gateway";
-    /// Questions for names in a second.
+    /// Questions for names in a second, by a rule and by the resolver itself.
     Queries = "queries";
     /// A connection that an update forbids is cut.
     Update = "update";

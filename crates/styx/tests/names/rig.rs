@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use hickory_resolver::proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_resolver::proto::rr::rdata::{A, CNAME};
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
-use styx::names::{Pins, Refused, Upstream, serve};
+use styx::names::{Pins, Rate, Refused, Upstream, serve};
 use tartarus_types::Timestamp;
 use tartarus_types::net::{Contract, NetMode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -213,7 +213,8 @@ impl Resolver {
         let tcp = std::net::TcpListener::bind(at).unwrap();
         let (contract, current) = watch::channel(Arc::new(contract));
         let (pins, refused) = (Arc::new(Noted::default()), Arc::new(Refused::default()));
-        let serving = serve(udp, tcp, current, Arc::new(upstream), pins.clone(), refused.clone(), || Timestamp(5));
+        let (upstream, rate) = (Arc::new(upstream), Rate::default());
+        let serving = serve((udp, tcp), rate, current, upstream, pins.clone(), refused.clone(), || Timestamp(5));
         let mut task = JoinSet::new();
         task.spawn(async {
             let Err(error) = serving.await;
