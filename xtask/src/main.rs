@@ -10,6 +10,7 @@ mod bench;
 mod demo;
 mod fixtures;
 mod guests;
+mod leftovers;
 mod packages;
 mod product;
 mod sh;

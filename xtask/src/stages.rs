@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 
+use crate::leftovers::Before;
 use crate::tools::{DENY, NEXTEST};
 use crate::{demo, fixtures, guests, packages, product, sh, skips, tidy};
 
@@ -97,7 +98,7 @@ pub(crate) fn run(only: &[Stage]) -> Result<()> {
 
 impl Report {
     /// One filter over one build of the workspace, so that both test stages share what was compiled. The runner's
-    /// summary goes to our own output: CI reads it there.
+    /// summary goes to our own output: CI reads it there. Nothing may be left on the machine afterwards.
     fn nextest(&mut self, filter: &str) -> Result<()> {
         fixtures::ensure()?;
         let absolute = |path: &str| std::path::absolute(path).with_context(|| format!("cannot find {path}"));
@@ -107,11 +108,12 @@ impl Report {
         command.env("TARTARUS_TEST_KERNEL_TAR", fixtures.join("kernel.tar"));
         command.env("TARTARUS_FIXTURES", fixtures);
         command.env("TARTARUS_VM_REPORT", absolute(guests::REPORT)?);
+        let before = Before::look();
         let tests = sh::run(&mut command);
         let skipped = skips::of_last_run();
         tests?;
         self.skipped.extend(skipped?);
-        Ok(())
+        before.compare()
     }
 
     fn vm(&mut self) -> Result<()> {

@@ -1,0 +1,129 @@
+//! What tests may leave on the machine: looked for before and after, so that a test that leaks is a failure.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+/// What is on its way out when the last test ends: the kernel takes namespaces apart by itself.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Groups of the product lie at most so deep.
+const DEPTH: usize = 4;
+
+/// What was there before.
+pub(crate) struct Before(BTreeSet<String>);
+
+impl Before {
+    pub(crate) fn look() -> Self {
+        Self(all())
+    }
+
+    /// Whether all is as it was, but for what somebody else began meanwhile that looks like none of the product's.
+    ///
+    /// # Errors
+    /// What is left, each on a line.
+    pub(crate) fn compare(&self) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let left: Vec<_> = all().difference(&self.0).cloned().collect();
+            if left.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > end {
+                bail!("the tests left on this machine (or somebody else began it meanwhile):\n  {}", left.join("\n  "));
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+}
+
+fn all() -> BTreeSet<String> {
+    let temp = std::env::temp_dir();
+    let mut found = mounts(&fs::read_to_string("/proc/self/mounts").unwrap_or_default(), &temp);
+    let named = |kind: &str, folder: &str, is: &dyn Fn(&str) -> bool| -> Vec<String> {
+        names(Path::new(folder)).into_iter().filter(|name| is(name)).map(|name| format!("{kind} {name}")).collect()
+    };
+    found.extend(named("network namespace", "/run/netns", &|_| true));
+    found.extend(named("link", "/sys/class/net", &|name| name.starts_with("tt") || name.starts_with("tp")));
+    found.extend(named("temporary folder", &temp.to_string_lossy(), &|name| name.starts_with(".tmp")));
+    groups(Path::new("/sys/fs/cgroup"), DEPTH, false, &mut found);
+    found.extend(
+        named("", "/proc", &|name| name.bytes().all(|b| b.is_ascii_digit()))
+            .iter()
+            .filter_map(|pid| process(pid.trim())),
+    );
+    found
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Mounts of the product's name, and those within the folder of what is temporary.
+fn mounts(table: &str, temp: &Path) -> BTreeSet<String> {
+    let points = table.lines().filter_map(|line| line.split(' ').nth(1));
+    let ours = points.filter(|point| point.contains("tartarus") || Path::new(point).starts_with(temp));
+    ours.map(|point| format!("mount {point}")).collect()
+}
+
+/// Control groups of the product's name, and all below those.
+fn groups(folder: &Path, depth: usize, ours: bool, found: &mut BTreeSet<String>) {
+    if depth == 0 {
+        return;
+    }
+    for name in names(folder) {
+        let (path, ours) = (folder.join(&name), ours || name.contains("tartarus"));
+        // The hierarchies have links to each other.
+        if !fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir()) {
+            continue;
+        }
+        if ours {
+            found.insert(format!("control group {}", path.display()));
+        }
+        groups(&path, depth - 1, ours, found);
+    }
+}
+
+/// A process of the product, or a hypervisor; one that has ended and was not waited for has no program any more.
+fn process(pid: &str) -> Option<String> {
+    let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    // The program may have been built anew since, or lie in memory only.
+    let name = program.to_str()?.trim_end_matches(" (deleted)");
+    let last = name.rsplit('/').next()?;
+    let ours = last.starts_with("tartarus") || last.starts_with("qemu-system") || last.starts_with("firecracker");
+    ours.then(|| format!("process {pid} {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_ours_and_what_is_temporary_counts() {
+        let table = "proc /proc proc rw 0 0\noverlay /var/lib/tartarus/x overlay rw 0 0\ntmpfs /tmp/.tmpAb/m tmpfs rw 0 0\n\
+                     tmpfs /tmpx tmpfs rw 0 0\n";
+        let found = mounts(table, Path::new("/tmp"));
+        assert_eq!(Vec::from_iter(found), ["mount /tmp/.tmpAb/m", "mount /var/lib/tartarus/x"]);
+    }
+
+    #[test]
+    fn groups_below_ours_are_ours() {
+        let root = std::env::temp_dir().join(format!("leftovers-{}", std::process::id()));
+        fs::create_dir_all(root.join("cpu/tartarus/2100000000/deeper")).unwrap();
+        fs::create_dir_all(root.join("cpu/other/2100000000")).unwrap();
+        let mut found = BTreeSet::new();
+        groups(&root, DEPTH, false, &mut found);
+        fs::remove_dir_all(&root).unwrap();
+        let names: Vec<_> = found.iter().filter_map(|text| text.rsplit('/').next()).collect();
+        assert_eq!(names, ["tartarus", "2100000000", "deeper"]);
+    }
+
+    #[test]
+    fn this_process_is_none_of_the_product() {
+        assert_eq!(process(&std::process::id().to_string()), None);
+        assert_eq!(process("0"), None);
+    }
+}
