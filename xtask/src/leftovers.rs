@@ -49,11 +49,9 @@ fn all() -> BTreeSet<String> {
     found.extend(named("link", "/sys/class/net", &|name| name.starts_with("tt") || name.starts_with("tp")));
     found.extend(named("temporary folder", &temp.to_string_lossy(), &|name| name.starts_with(".tmp")));
     groups(Path::new("/sys/fs/cgroup"), DEPTH, false, &mut found);
-    found.extend(
-        named("", "/proc", &|name| name.bytes().all(|b| b.is_ascii_digit()))
-            .iter()
-            .filter_map(|pid| process(pid.trim())),
-    );
+    let built = std::path::absolute("target").unwrap_or_default();
+    let pids = names(Path::new("/proc")).into_iter().filter(|name| name.bytes().all(|b| b.is_ascii_digit()));
+    found.extend(pids.filter_map(|pid| process(&pid, &built)));
     found
 }
 
@@ -69,13 +67,13 @@ fn mounts(table: &str, temp: &Path) -> BTreeSet<String> {
     ours.map(|point| format!("mount {point}")).collect()
 }
 
-/// Control groups of the product's name, and all below those.
+/// Control groups below those of the product's name, which stay until a node ends that has nothing left.
 fn groups(folder: &Path, depth: usize, ours: bool, found: &mut BTreeSet<String>) {
     if depth == 0 {
         return;
     }
     for name in names(folder) {
-        let (path, ours) = (folder.join(&name), ours || name.contains("tartarus"));
+        let path = folder.join(&name);
         // The hierarchies have links to each other.
         if !fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir()) {
             continue;
@@ -83,18 +81,18 @@ fn groups(folder: &Path, depth: usize, ours: bool, found: &mut BTreeSet<String>)
         if ours {
             found.insert(format!("control group {}", path.display()));
         }
-        groups(&path, depth - 1, ours, found);
+        groups(&path, depth - 1, ours || name.contains("tartarus"), found);
     }
 }
 
-/// A process of the product, or a hypervisor; one that has ended and was not waited for has no program any more.
-fn process(pid: &str) -> Option<String> {
+/// A process of the product or of a test, or a hypervisor; one that has ended and was not waited for has no program any more.
+fn process(pid: &str, built: &Path) -> Option<String> {
     let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
     // The program may have been built anew since, or lie in memory only.
     let name = program.to_str()?.trim_end_matches(" (deleted)");
     let last = name.rsplit('/').next()?;
-    let ours = last.starts_with("tartarus") || last.starts_with("qemu-system") || last.starts_with("firecracker");
-    ours.then(|| format!("process {pid} {name}"))
+    let ours = ["tartarus", "qemu-system", "firecracker"].iter().any(|program| last.starts_with(program));
+    (ours || Path::new(name).starts_with(built)).then(|| format!("process {pid} {name}"))
 }
 
 #[cfg(test)]
@@ -118,12 +116,14 @@ mod tests {
         groups(&root, DEPTH, false, &mut found);
         fs::remove_dir_all(&root).unwrap();
         let names: Vec<_> = found.iter().filter_map(|text| text.rsplit('/').next()).collect();
-        assert_eq!(names, ["tartarus", "2100000000", "deeper"]);
+        assert_eq!(names, ["2100000000", "deeper"]);
     }
 
     #[test]
     fn this_process_is_none_of_the_product() {
-        assert_eq!(process(&std::process::id().to_string()), None);
-        assert_eq!(process("0"), None);
+        let (own, here) = (std::process::id().to_string(), std::env::current_exe().unwrap());
+        assert_eq!(process(&own, Path::new("/elsewhere")), None);
+        assert!(process(&own, here.parent().unwrap()).is_some(), "but it was built here");
+        assert_eq!(process("0", &here), None);
     }
 }

@@ -2,17 +2,19 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 use tokio::sync::Mutex;
 
-use crate::enter::{on_thread, within};
+use crate::enter::{enter, on_thread, within};
 use crate::events::{Changed, Events, Sockets};
 use crate::links::Links;
 use crate::rules::{self, Judged};
 use crate::space::Place;
-use crate::{StyxError, nft, probe, tracked};
+use crate::{StyxError, nft, probe, rehearse, tracked};
 
 /// How long connections that sandboxes left wait for those that others leave.
 const GATHER: Duration = Duration::from_secs(1);
@@ -57,12 +59,20 @@ pub(crate) struct Host {
     well: Mutex<Option<Surroundings>>,
     /// Held while the path is tried.
     turn: Mutex<()>,
+    /// Rules of sandboxes are understood here.
+    rehearsed: Arc<AtomicBool>,
 }
 
 impl Host {
     pub(crate) async fn new(place: Place) -> Result<Self, StyxError> {
         let sockets = within(place.node.clone(), Sockets::here).await?;
-        let host = Self { place, events: Events::new(sockets)?, well: Mutex::default(), turn: Mutex::default() };
+        let host = Self {
+            place,
+            events: Events::new(sockets)?,
+            well: Mutex::default(),
+            turn: Mutex::default(),
+            rehearsed: Arc::default(),
+        };
         // What went while nobody was looking, before its addresses are somebody else's.
         host.forget().await;
         Ok(host)
@@ -160,15 +170,14 @@ impl Host {
         }
     }
 
-    /// Has the node forget connections that sandboxes left; says how long to leave it at that. Where others have addresses in the
-    /// range too they may be theirs.
+    /// Has the node forget connections that sandboxes left; says how long to leave it at that.
     async fn forget(&self) -> Duration {
-        let (range, cuts) = (self.place.range, self.place.cuts.clone());
+        let Place { node, range, cuts, .. } = self.place.clone();
         let forgotten = within(self.place.node.clone(), move || {
             let begin = Instant::now();
-            let alone = Surroundings::here(range)?.conflicts(range).is_empty();
-            let count = if alone { tracked::forget(range, &cuts)? } else { 0 };
-            Ok((count, begin.elapsed()))
+            // Where others have addresses in the range too it may be theirs.
+            let whole = Surroundings::here(range)?.conflicts(range).is_empty();
+            Ok((tracked::forget(&node, range, whole, &cuts)?, begin.elapsed()))
         });
         match forgotten.await {
             Ok((connections, took)) => {
@@ -231,14 +240,24 @@ impl Host {
     async fn path(&self) -> Result<(Vec<Finding>, Surroundings), StyxError> {
         // One at a time: they use the same links.
         let _turn = self.turn.lock().await;
-        let (range, node) = (self.place.range, self.place.node.clone());
+        let (place, rehearsed) = (self.place.clone(), self.rehearsed.clone());
         on_thread(move || {
-            crate::enter::enter(&node)?;
-            let around = Surroundings::here(range)?;
-            let mut found: Vec<Finding> = around.conflicts(range).into_iter().chain(forwarding()).collect();
-            if found.is_empty() && !probe::probe(&node, range)? {
-                crate::enter::enter(&node)?;
-                found.push(dropped(range));
+            let Place { node, range, .. } = &place;
+            enter(node)?;
+            let around = Surroundings::here(*range)?;
+            let mut found: Vec<Finding> = around.conflicts(*range).into_iter().chain(forwarding()).collect();
+            if found.is_empty() && !probe::probe(node, *range)? {
+                enter(node)?;
+                found.push(dropped(*range));
+            }
+            if !rehearsed.load(Ordering::Relaxed) {
+                match rehearse::rehearse(&place) {
+                    Ok(()) => rehearsed.store(true, Ordering::Relaxed),
+                    Err(error @ (StyxError::Nft { .. } | StyxError::Differs(_))) => {
+                        found.push(Finding { problem: rehearse::failed(&error), command: None });
+                    }
+                    Err(error) => return Err(error),
+                }
             }
             Ok((found, around))
         })

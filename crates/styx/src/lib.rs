@@ -16,6 +16,7 @@ mod netlink;
 mod nft;
 mod pool;
 mod probe;
+mod rehearse;
 mod rules;
 mod space;
 mod tap;

@@ -18,8 +18,8 @@ const FAR: &str = "tp0";
 /// The world's port; nothing else is there.
 const PORT: u16 = 7;
 const PATIENCE: Duration = Duration::from_millis(50);
-/// Two seconds: links may take one until they carry packets.
-const TRIES: usize = 40;
+/// Four seconds: links may take one until they carry packets, and more on a machine that has much to do.
+const TRIES: usize = 80;
 
 /// The address that stands for the world, at the end of the range: the one address of it that a sandbox's packet may go to.
 pub(crate) fn address(range: Ipv4Net) -> Ipv4Addr {

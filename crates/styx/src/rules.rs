@@ -25,6 +25,16 @@ pub(crate) use text::burst;
 /// The mark of packets that came through a program at the TAP.
 pub(crate) const MARK: u32 = 0x5454_0001;
 
+/// The mark of connections that the contract of a generation let through. Never zero, which is that of what nobody did.
+pub(crate) fn mark_of(generation: u32) -> u32 {
+    generation | 1 << 31
+}
+
+/// The generation whose contract let a connection with this mark through, if one did.
+pub(crate) fn generation_of(mark: u32) -> Option<u32> {
+    (mark >> 31 == 1).then_some(mark & !(1 << 31))
+}
+
 /// What a ruleset depends on beside the contract.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Site {

@@ -17,7 +17,7 @@ use tartarus_types::{Contract, Timestamp};
 use tokio::sync::Mutex;
 
 use crate::card::Card;
-use crate::cuts::{Allowed, Cuts};
+use crate::cuts::{Cut, Cuts};
 use crate::enter::{Namespace, enter, on_thread, within};
 use crate::events::Events;
 use crate::links::Links;
@@ -25,6 +25,9 @@ use crate::rules::{self, Guard, Site};
 use crate::{DNS_PORT, Door, FIRST_GENERATION, GATEWAY, PINS, StyxError, nft};
 
 pub(crate) use make::{capacity, pair};
+
+/// For so long it is remembered that an address was pinned.
+const PIN_GRACE: Duration = Duration::from_secs(2);
 
 /// What all namespaces of a node have in common.
 #[derive(Clone)]
@@ -212,8 +215,12 @@ impl Space {
                 // What passes where a rule is left out is for the rules alone to say.
                 let update = state.used && place.without.is_none();
                 state.put(&contract, rules::ruleset(&contract, generation, &site), place.without)?;
-                let allowed = || Allowed { contract: contract.clone(), pins: state.pins.keys().copied().collect() };
-                place.cuts.set(outer, update.then(allowed));
+                if update {
+                    let pins = state.pins.keys().copied().collect();
+                    let cut =
+                        Cut { namespace: Arc::downgrade(&namespace), generation, contract: contract.clone(), pins };
+                    place.cuts.set(outer, cut);
+                }
                 then(&mut state)
             };
             let done = put();
@@ -237,7 +244,8 @@ impl Space {
             return Err(StyxError::Changed("the contract that allowed it is not in force".to_owned()));
         }
         let now = Instant::now();
-        state.pins.retain(|_, until| *until > now);
+        // The kernel rounds their times up, and so may let one through for a moment longer.
+        state.pins.retain(|_, until| *until + PIN_GRACE > now);
         let chosen: HashMap<Ipv4Addr, Duration> = addresses.iter().copied().collect();
         let more = chosen.keys().filter(|address| !state.pins.contains_key(address)).count();
         if state.pins.len() + more > PINS {

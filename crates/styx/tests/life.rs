@@ -219,31 +219,6 @@ fn nothing_passes_a_card_before_its_contract() {
 }
 
 #[test]
-fn the_path_is_tried_and_what_blocks_it_is_named() {
-    in_world(async |world| {
-        let styx = Styx::new(alone());
-        assert_eq!(styx.findings().await, []);
-        world.node.sh("sysctl -qw net.ipv4.ip_forward=0");
-        let found = styx.findings().await;
-        assert_eq!(found[0].command.as_deref(), Some("sysctl -w net.ipv4.ip_forward=1"));
-        world.node.sh(found[0].command.as_ref().unwrap());
-        assert_eq!(styx.findings().await, []);
-        world.node.sh("nft 'add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }'");
-        let found = styx.findings().await;
-        let command = found[0].command.clone().unwrap();
-        assert!(command.starts_with("nft insert rule"), "{command}");
-        assert!(styx.take(&open()).await.is_err());
-        world.node.sh(&command);
-        assert_eq!(styx.findings().await, []);
-        styx.take(&open()).await.unwrap();
-        world
-            .node
-            .sh("ip link add foreign type veth peer name foreign1 && ip addr add 198.18.3.4/24 dev foreign && ip link set foreign up");
-        assert!(styx.findings().await[0].problem.contains("198.18.3.4"));
-    });
-}
-
-#[test]
 fn two_hundred_at_once_and_what_each_costs() {
     in_world(async |world| {
         let styx = Styx::new(alone());

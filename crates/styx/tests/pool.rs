@@ -225,7 +225,7 @@ fn what_each_costs() {
             times.sort();
         }
         eprintln!("taken and under their contract: {under:.1?} where it waited, {blank:.1?} where it did not");
-        // The best of each: the kernel has one lock for the links of all namespaces, and whoever holds it stops both alike.
-        assert!(2 * under[0] < blank[0]);
+        // Of the better ones: the kernel has one lock for the links of all namespaces, and whoever holds it stops both alike.
+        assert!(2 * under[1] < blank[1]);
     });
 }

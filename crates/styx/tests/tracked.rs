@@ -3,8 +3,11 @@
 
 mod support;
 
+use std::time::Duration;
+
 use styx::{Options, Styx};
 use support::{Guest, Ns, OTHER, PUBLIC, World, allow, alone, in_world, open, sandbox, soon, talks};
+use tartarus_types::Contract;
 
 /// What the node has in it.
 fn tracked(world: &World) -> usize {
@@ -69,19 +72,64 @@ fn and_so_they_are_where_nobody_saw_it_go() {
 fn what_an_update_cuts_off_is_forgotten_and_nothing_else() {
     in_world(async |world| {
         let (_styx, space, guest) = sandbox(alone(), &open()).await;
-        let (_other, neighbour, beside) = sandbox(alone(), &open()).await;
+        let (_other, _neighbour, beside) = sandbox(alone(), &open()).await;
         let some = |guest: &Guest, to| (0..20).map(|_| guest.connect(to, 80).unwrap()).collect::<Vec<_>>();
-        let (_cut, mut kept, mut theirs) = (some(&guest, PUBLIC), some(&guest, OTHER), some(&beside, PUBLIC));
-        assert!(tracked(&world) >= 60);
-        space.apply(&allow(&["192.0.2.0/24"], &["80"]), 2).await.unwrap();
-        assert!(later(async || tracked(&world) < 50).await, "{}", tracked(&world));
+        let (mut cut, mut kept, mut theirs) = (some(&guest, PUBLIC), some(&guest, OTHER), some(&beside, PUBLIC));
+        let (before, narrow) = (tracked(&world), allow(&["192.0.2.0/24"], &["80"]));
+        assert!(before >= 60);
+        space.apply(&narrow, 2).await.unwrap();
+        assert!(later(async || tracked(&world) <= before - 20).await, "{}", tracked(&world));
+        assert!(tracked(&world) >= before - 20, "{before}, {}", tracked(&world));
         assert!(kept.iter_mut().chain(&mut theirs).all(talks));
-        // What it allows again begins anew.
+        assert!(!talks(&mut cut[0]));
+        // What is allowed again begins anew.
         space.apply(&open(), 3).await.unwrap();
         assert!(guest.tcp(PUBLIC, 80));
         assert!(kept.iter_mut().all(talks));
-        drop(neighbour);
     });
+}
+
+/// What the rules let go on, for whatever reason, is not touched.
+#[test]
+fn what_goes_on_after_a_restart_or_by_a_name_is_not_forgotten() {
+    in_world(async |world| {
+        let named = |domains: &[&str]| Contract {
+            domains: domains.iter().map(|name| name.parse().unwrap()).collect(),
+            ..allow(&[], &["80"])
+        };
+        let (before, after) = (named(&["example.org"]), named(&["example.org", "example.com"]));
+        let (styx, space, guest) = sandbox(alone(), &before).await;
+        space.pin(&[(PUBLIC, Duration::from_secs(1))], &before).await.unwrap();
+        let mut held: Vec<_> = (0..10).map(|_| guest.connect(PUBLIC, 80).unwrap()).collect();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert!(!guest.tcp(PUBLIC, 80), "the address may not be reached any more, but what is there goes on");
+        assert!(held.iter_mut().all(talks));
+        let adopted = styx.adopt(space.namespace.try_clone().unwrap()).await.unwrap();
+        adopted.apply(&before, 1).await.unwrap();
+        swept(&world).await;
+        assert!(tracked(&world) >= 10);
+        assert!(held.iter_mut().all(talks));
+        // Nor is what begins after an update, while what it cut off is looked for.
+        adopted.apply(&after, 2).await.unwrap();
+        adopted.pin(&[(OTHER, Duration::from_secs(60))], &after).await.unwrap();
+        let mut new: Vec<_> = (0..10).map(|_| guest.connect(OTHER, 80).unwrap()).collect();
+        swept(&world).await;
+        assert!(later(async || tracked(&world) < 20).await, "{}", tracked(&world));
+        assert!(tracked(&world) >= 10);
+        assert!(new.iter_mut().all(talks) && !talks(&mut held[0]));
+        drop(space);
+    });
+}
+
+/// Waits until what began before has been looked for: a sandbox that comes and goes is gone from the table then.
+async fn swept(world: &World) {
+    let (styx, space, guest) = sandbox(alone(), &open()).await;
+    let before = tracked(world);
+    let some: Vec<_> = (0..100).map(|_| guest.udp(PUBLIC, 9999)).collect();
+    assert!(tracked(world) >= before + some.len());
+    drop((styx, space, guest));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(later(async || tracked(world) < before + 5).await, "{before}, {}", tracked(world));
 }
 
 #[test]

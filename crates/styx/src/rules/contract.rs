@@ -36,8 +36,7 @@ fn at_the_door(door: Door, parts: &[String]) -> String {
 
 /// Everything of `contract`, whose packets are marked with `generation`.
 pub(super) fn ruleset(contract: &Contract, generation: u32, site: &Site) -> String {
-    // Never zero, which is the mark of what nobody allowed.
-    let mark = format!("0x{:08x}", generation | 1 << 31);
+    let mark = format!("0x{:08x}", super::mark_of(generation));
     let set_of = |name: &str| sets::name(name, generation);
     let rules = Rules { contract, limits: contract.limits, without: site.without, generation, mark };
     let (pins, remembered) = (format!("size {PINS}"), format!("size {REMEMBERED}"));
