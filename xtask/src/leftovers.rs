@@ -49,9 +49,11 @@ fn all() -> BTreeSet<String> {
     found.extend(named("link", "/sys/class/net", &|name| name.starts_with("tt") || name.starts_with("tp")));
     found.extend(named("temporary folder", &temp.to_string_lossy(), &|name| name.starts_with(".tmp")));
     groups(Path::new("/sys/fs/cgroup"), DEPTH, false, &mut found);
-    let built = std::path::absolute("target").unwrap_or_default();
+    // This program's own folder of a profile.
+    let own = std::env::current_exe().ok();
+    let built = own.as_deref().and_then(Path::parent);
     let pids = names(Path::new("/proc")).into_iter().filter(|name| name.bytes().all(|b| b.is_ascii_digit()));
-    found.extend(pids.filter_map(|pid| process(&pid, &built)));
+    found.extend(pids.filter_map(|pid| process(&pid, built)));
     found
 }
 
@@ -86,13 +88,13 @@ fn groups(folder: &Path, depth: usize, ours: bool, found: &mut BTreeSet<String>)
 }
 
 /// A process of the product or of a test, or a hypervisor; one that has ended and was not waited for has no program any more.
-fn process(pid: &str, built: &Path) -> Option<String> {
+fn process(pid: &str, built: Option<&Path>) -> Option<String> {
     let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
     // The program may have been built anew since, or lie in memory only.
     let name = program.to_str()?.trim_end_matches(" (deleted)");
     let last = name.rsplit('/').next()?;
     let ours = ["tartarus", "qemu-system", "firecracker"].iter().any(|program| last.starts_with(program));
-    (ours || Path::new(name).starts_with(built)).then(|| format!("process {pid} {name}"))
+    (ours || built.is_some_and(|built| Path::new(name).starts_with(built))).then(|| format!("process {pid} {name}"))
 }
 
 #[cfg(test)]
@@ -122,8 +124,8 @@ mod tests {
     #[test]
     fn this_process_is_none_of_the_product() {
         let (own, here) = (std::process::id().to_string(), std::env::current_exe().unwrap());
-        assert_eq!(process(&own, Path::new("/elsewhere")), None);
-        assert!(process(&own, here.parent().unwrap()).is_some(), "but it was built here");
-        assert_eq!(process("0", &here), None);
+        assert_eq!(process(&own, None), None);
+        assert!(process(&own, here.parent()).is_some(), "but it was built here");
+        assert_eq!(process("0", Some(&here)), None);
     }
 }

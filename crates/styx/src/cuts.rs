@@ -21,15 +21,21 @@ pub(crate) struct Cut {
     pub(crate) namespace: Weak<OwnedFd>,
     pub(crate) generation: u32,
     pub(crate) contract: Contract,
-    pub(crate) pins: HashSet<Ipv4Addr>,
+    /// Also of later: whoever asks for a name again goes on.
+    pub(crate) pins: Mutex<HashSet<Ipv4Addr>>,
 }
 
 impl Cut {
     /// Whether a connection with this mark in the sandbox's namespace is cut off: an earlier contract let it through, and this one
     /// does not. What has this one's mark goes on, whatever else is known here.
-    pub(crate) fn cuts(&self, mark: u32, (to, port): Far) -> bool {
-        let earlier = rules::generation_of(mark).is_some_and(|generation| generation < self.generation);
-        earlier && self.contract.judge(to, port, self.pins.contains(&to)) != Judgement::Allowed
+    pub(crate) fn cuts(&self, mark: u32, far: Far) -> bool {
+        let own = rules::generation_of(rules::mark_of(self.generation));
+        rules::generation_of(mark).is_some_and(|generation| Some(generation) < own) && self.forbids(far)
+    }
+
+    /// Whether this contract would not let it through.
+    pub(crate) fn forbids(&self, (to, port): Far) -> bool {
+        self.contract.judge(to, port, locked(&self.pins).contains(&to)) != Judgement::Allowed
     }
 }
 
@@ -45,8 +51,15 @@ pub(crate) struct Cuts {
 
 impl Cuts {
     pub(crate) fn set(&self, outer: Ipv4Addr, cut: Cut) {
-        self.locked().insert(outer, Arc::new(cut));
+        locked(&self.due).insert(outer, Arc::new(cut));
         self.want();
+    }
+
+    /// These are allowed from now on.
+    pub(crate) fn pin(&self, outer: Ipv4Addr, addresses: impl Iterator<Item = Ipv4Addr>) {
+        if let Some(cut) = locked(&self.due).get(&outer) {
+            locked(&cut.pins).extend(addresses);
+        }
     }
 
     /// There is something to look for.
@@ -61,18 +74,18 @@ impl Cuts {
 
     /// As it is now.
     pub(crate) fn due(&self) -> Due {
-        self.locked().clone()
+        locked(&self.due).clone()
     }
 
     /// These were done; what came since was not.
     pub(crate) fn done(&self, done: &Due) {
-        self.locked().retain(|outer, cut| !done.get(outer).is_some_and(|before| Arc::ptr_eq(before, cut)));
+        locked(&self.due).retain(|outer, cut| !done.get(outer).is_some_and(|before| Arc::ptr_eq(before, cut)));
     }
+}
 
-    fn locked(&self) -> MutexGuard<'_, Due> {
-        // Each change is one call.
-        self.due.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each change is one call.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -89,7 +102,8 @@ mod tests {
             ports: vec!["443".parse().unwrap()],
             ..Contract::default()
         };
-        Cut { namespace: Weak::new(), generation: 3, contract, pins: [Ipv4Addr::new(198, 51, 100, 7)].into() }
+        let pins = Mutex::new([Ipv4Addr::new(198, 51, 100, 7)].into());
+        Cut { namespace: Weak::new(), generation: 3, contract, pins }
     }
 
     #[test]
@@ -103,6 +117,17 @@ mod tests {
         assert!(!cuts(3, other, web_port), "its own, such as of one that was taken over");
         assert!(!cuts(4, other, web_port), "of one that is in force and not yet said");
         assert!(!web().cuts(0, (other, web_port)), "nobody let it through");
+    }
+
+    #[test]
+    fn what_is_pinned_before_it_is_done_stays() {
+        let (cuts, far) = (Cuts::default(), ([203, 0, 113, 1].into(), Some((Protocol::Tcp, 443))));
+        cuts.set(OUTER, web());
+        let due = cuts.due();
+        assert!(due[&OUTER].forbids(far));
+        cuts.pin(OUTER, [far.0].into_iter());
+        cuts.pin(Ipv4Addr::LOCALHOST, [far.0].into_iter());
+        assert!(!due[&OUTER].forbids(far));
     }
 
     #[test]

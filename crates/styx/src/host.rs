@@ -97,6 +97,8 @@ impl Host {
     pub(crate) async fn findings(&self) -> Vec<Finding> {
         let looked = async {
             self.enforce().await?;
+            // Somebody may have another nft by now.
+            self.rehearsed.store(false, Ordering::Relaxed);
             self.path().await
         };
         match looked.await {
@@ -251,12 +253,14 @@ impl Host {
                 found.push(dropped(*range));
             }
             if !rehearsed.load(Ordering::Relaxed) {
-                match rehearse::rehearse(&place) {
+                // Twice: a machine that is short of something for a moment is no reason to give up.
+                match rehearse::rehearse(&place).or_else(|_| rehearse::rehearse(&place)) {
                     Ok(()) => rehearsed.store(true, Ordering::Relaxed),
                     Err(error @ (StyxError::Nft { .. } | StyxError::Differs(_))) => {
                         found.push(Finding { problem: rehearse::failed(&error), command: None });
                     }
-                    Err(error) => return Err(error),
+                    Err(error) if found.is_empty() => return Err(error),
+                    Err(error) => found.push(Finding { problem: error.to_string(), command: None }),
                 }
             }
             Ok((found, around))

@@ -166,7 +166,10 @@ fn wait(child: &mut Child) -> Result<bool, StyxError> {
     let status = child.wait().map_err(StyxError::system("wait for nft"))?;
     match result {
         Ok(true) => Ok(status.success()),
-        Ok(false) => Err(StyxError::Nft { what: "end", said: format!("killed after {} s", DEADLINE.as_secs()) }),
+        Ok(false) => {
+            let late = format!("killed after {} s: the machine may have too much to do", DEADLINE.as_secs());
+            Err(StyxError::system("wait for nft")(std::io::Error::new(std::io::ErrorKind::TimedOut, late)))
+        }
         Err(error) => Err(StyxError::system("wait for nft")(error)),
     }
 }

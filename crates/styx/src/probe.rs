@@ -3,7 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 
@@ -18,8 +18,8 @@ const FAR: &str = "tp0";
 /// The world's port; nothing else is there.
 const PORT: u16 = 7;
 const PATIENCE: Duration = Duration::from_millis(50);
-/// Four seconds: links may take one until they carry packets, and more on a machine that has much to do.
-const TRIES: usize = 80;
+/// Links may take a second until they carry packets, and more on a machine that has much to do.
+const PATIENCE_IN_ALL: Duration = Duration::from_secs(4);
 
 /// The address that stands for the world, at the end of the range: the one address of it that a sandbox's packet may go to.
 pub(crate) fn address(range: Ipv4Net) -> Ipv4Addr {
@@ -47,7 +47,8 @@ fn through(node: &Namespace, range: Ipv4Net, world: Ipv4Addr) -> Result<bool, St
         let mut buffer = [0; 16];
         socket.recv_from(&mut buffer).ok().filter(|(length, _)| buffer[..*length] == *b"styx").map(|(_, from)| from)
     };
-    for _ in 0..TRIES {
+    let end = Instant::now() + PATIENCE_IN_ALL;
+    while Instant::now() < end {
         // A refusal to send is a way that does not work.
         drop(inside.send_to(b"styx", SocketAddr::from((world, PORT))));
         let Some(from) = heard(&outside) else { continue };

@@ -5,7 +5,7 @@ mod make;
 mod seen;
 mod tally;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -178,6 +178,12 @@ impl State {
         self.card.as_ref().map_or(Ok(Vec::new()), Card::counters)
     }
 
+    /// Addresses that are pinned. The kernel rounds their times up, and so may let one through for a moment longer.
+    fn pinned(&self) -> HashSet<Ipv4Addr> {
+        let now = Instant::now();
+        self.pins.iter().filter(|(_, until)| **until + PIN_GRACE > now).map(|(address, _)| *address).collect()
+    }
+
     /// Pins that still hold, with the seconds they have.
     fn held(&self) -> Vec<(Ipv4Addr, u64)> {
         let now = Instant::now();
@@ -216,10 +222,8 @@ impl Space {
                 let update = state.used && place.without.is_none();
                 state.put(&contract, rules::ruleset(&contract, generation, &site), place.without)?;
                 if update {
-                    let pins = state.pins.keys().copied().collect();
-                    let cut =
-                        Cut { namespace: Arc::downgrade(&namespace), generation, contract: contract.clone(), pins };
-                    place.cuts.set(outer, cut);
+                    let (pins, namespace) = (state.pinned().into(), Arc::downgrade(&namespace));
+                    place.cuts.set(outer, Cut { namespace, generation, contract: contract.clone(), pins });
                 }
                 then(&mut state)
             };
@@ -244,13 +248,14 @@ impl Space {
             return Err(StyxError::Changed("the contract that allowed it is not in force".to_owned()));
         }
         let now = Instant::now();
-        // The kernel rounds their times up, and so may let one through for a moment longer.
-        state.pins.retain(|_, until| *until + PIN_GRACE > now);
+        let pinned = state.pinned();
+        state.pins.retain(|address, _| pinned.contains(address));
         let chosen: HashMap<Ipv4Addr, Duration> = addresses.iter().copied().collect();
         let more = chosen.keys().filter(|address| !state.pins.contains_key(address)).count();
         if state.pins.len() + more > PINS {
             return Err(StyxError::Pinned);
         }
+        self.place.cuts.pin(self.outer, chosen.keys().copied());
         within(self.namespace.clone(), move || {
             let seconds: Vec<_> =
                 chosen.iter().map(|(at, lifetime)| (*at, lifetime.as_secs_f64().ceil() as u64)).collect();

@@ -5,12 +5,13 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use tartarus_types::net::Protocol;
 
 use crate::StyxError;
-use crate::cuts::{Cuts, Due, Far};
+use crate::cuts::{Cut, Cuts, Far};
 use crate::enter::{Namespace, enter};
 use crate::links::Links;
 use crate::netlink::{ACK, DUMP, REQUEST, ask, attribute, attributes, socket};
@@ -45,43 +46,48 @@ pub(crate) fn forget(node: &Namespace, range: Ipv4Net, whole: bool, cuts: &Cuts)
     let mut all = list(|tracked| range.contains(&tracked.original.from.0))?;
     // After those were listed: a sandbox that begins meanwhile has none among them.
     let living: HashSet<Ipv4Net> = Links::here()?.addresses()?.into_iter().map(|(_, net)| net.trunc()).collect();
-    let cut = cut_off(&due, &all, node)?;
+    let mut failed = None;
+    let mut cut = HashSet::new();
+    for (outer, known) in due.iter().map(|(outer, one)| (outer, cut_off(*outer, one, &all))) {
+        match known {
+            // Another update may have come meanwhile, which allows it again.
+            Ok(known) if Arc::ptr_eq(&due[outer], cuts.due().get(outer).unwrap_or(&due[outer])) => cut.extend(known),
+            Ok(_) => {}
+            Err(error) => failed = Some(error),
+        }
+    }
+    enter(node)?;
     all.retain(|Tracked { original, .. }| {
         let source = original.from.0;
         whole && !living.contains(&pair_of(source)) || cut.contains(original)
     });
     let socket = socket(libc::NETLINK_NETFILTER, 0).map_err(StyxError::system("ask for the node's connections"))?;
-    let mut failed = None;
     for tracked in &all {
         match ask(&socket, DELETE, REQUEST | ACK, (INET, &tracked.name), |_, _| ()) {
             // It went by itself.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
             // Such as one that a card forwards by itself. The others go all the same.
-            Err(error) => failed = Some(error),
+            Err(error) => failed = Some(StyxError::system("remove connections that sandboxes left")(error)),
             Ok(()) => {}
         }
     }
-    cuts.done(&due);
-    match failed {
-        Some(error) => Err(StyxError::system("remove connections that sandboxes left")(error)),
-        None => Ok(all.len()),
+    if let Some(error) = failed {
+        return Err(error);
     }
+    cuts.done(&due);
+    Ok(all.len())
 }
 
-/// What the sandboxes' own namespaces know as cut off, as the node has it.
-fn cut_off(due: &Due, all: &[Tracked], node: &Namespace) -> Result<HashSet<Tuple>, StyxError> {
-    let sources: HashSet<Ipv4Addr> = all.iter().map(|tracked| tracked.original.from.0).collect();
-    let mut found = HashSet::new();
-    for (_, cut) in due.iter().filter(|(outer, _)| sources.contains(outer)) {
-        let Some(namespace) = cut.namespace.upgrade() else { continue };
-        enter(&namespace)?;
-        // What it has forgotten itself is not known to be cut off.
-        let inside = list(|tracked| cut.cuts(tracked.mark, tracked.original.far()))?;
-        // Behind the namespace's own translation.
-        found.extend(inside.iter().map(|tracked| tracked.reply.turned()));
-    }
-    enter(node)?;
-    Ok(found)
+/// What a sandbox's own namespace knows as cut off, as the node has it. Leaves the calling thread in that namespace.
+fn cut_off(outer: Ipv4Addr, cut: &Cut, all: &[Tracked]) -> Result<Vec<Tuple>, StyxError> {
+    // Each list takes a walk through the kernel's whole table.
+    let forbidden = |tracked: &Tracked| tracked.original.from.0 == outer && cut.forbids(tracked.original.far());
+    let Some(namespace) = cut.namespace.upgrade().filter(|_| all.iter().any(forbidden)) else { return Ok(Vec::new()) };
+    enter(&namespace)?;
+    // What it has forgotten itself is not known to be cut off.
+    let inside = list(|tracked| cut.cuts(tracked.mark, tracked.original.far()))?;
+    // Behind the namespace's own translation.
+    Ok(inside.iter().map(|tracked| tracked.reply.turned()).filter(|tuple| tuple.from.0 == outer).collect())
 }
 
 /// Some connections of the calling thread's namespace.

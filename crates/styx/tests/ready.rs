@@ -57,7 +57,7 @@ fn an_nft_that_does_not_know_the_rules_is_named_before_anybody_starts() {
         let found = styx.findings().await;
         let problem = found.first().map(|found| found.problem.clone()).unwrap_or_default();
         assert!(problem.contains("nft v0.9.8") && problem.contains("unexpected port"), "{found:?}");
-        assert!(problem.contains("install nftables 1.0.6"), "{problem}");
+        assert!(problem.contains("for nftables 1.0.6 or later"), "{problem}");
         assert!(styx.take(&open()).await.unwrap_err().to_string().contains("nft v0.9.8"));
         world.node.sh(&format!("umount {place}"));
         assert_eq!(styx.findings().await, []);

@@ -79,7 +79,8 @@ fn what_an_update_cuts_off_is_forgotten_and_nothing_else() {
         assert!(before >= 60);
         space.apply(&narrow, 2).await.unwrap();
         assert!(later(async || tracked(&world) <= before - 20).await, "{}", tracked(&world));
-        assert!(tracked(&world) >= before - 20, "{before}, {}", tracked(&world));
+        // The check of the path leaves some that go meanwhile.
+        assert!(tracked(&world) >= before - 30, "{before}, {}", tracked(&world));
         assert!(kept.iter_mut().chain(&mut theirs).all(talks));
         assert!(!talks(&mut cut[0]));
         // What is allowed again begins anew.
@@ -99,9 +100,9 @@ fn what_goes_on_after_a_restart_or_by_a_name_is_not_forgotten() {
         };
         let (before, after) = (named(&["example.org"]), named(&["example.org", "example.com"]));
         let (styx, space, guest) = sandbox(alone(), &before).await;
-        space.pin(&[(PUBLIC, Duration::from_secs(1))], &before).await.unwrap();
+        space.pin(&[(PUBLIC, Duration::from_secs(3))], &before).await.unwrap();
         let mut held: Vec<_> = (0..10).map(|_| guest.connect(PUBLIC, 80).unwrap()).collect();
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
         assert!(!guest.tcp(PUBLIC, 80), "the address may not be reached any more, but what is there goes on");
         assert!(held.iter_mut().all(talks));
         let adopted = styx.adopt(space.namespace.try_clone().unwrap()).await.unwrap();

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tartarus_types::{Event, LeaseToken, NodeId, Overcommit, SandboxId, Timestamp};
+use tartarus_types::{LeaseToken, NodeId, Overcommit, SandboxId, Timestamp};
 
 use super::{KillAsked, Record, StoreError};
 
