@@ -46,8 +46,7 @@ fn all() -> BTreeSet<String> {
         names(Path::new(folder)).into_iter().filter(|name| is(name)).map(|name| format!("{kind} {name}")).collect()
     };
     found.extend(named("network namespace", "/run/netns", &|_| true));
-    found.extend(named("link", "/sys/class/net", &|name| name.starts_with("tt") || name.starts_with("tp")));
-    found.extend(named("temporary folder", &temp.to_string_lossy(), &|name| name.starts_with(".tmp")));
+    found.extend(named("link", "/sys/class/net", &is_link));
     groups(Path::new("/sys/fs/cgroup"), DEPTH, false, &mut found);
     // This program's own folder of a profile.
     let own = std::env::current_exe().ok();
@@ -55,6 +54,12 @@ fn all() -> BTreeSet<String> {
     let pids = names(Path::new("/proc")).into_iter().filter(|name| name.bytes().all(|b| b.is_ascii_digit()));
     found.extend(pids.filter_map(|pid| process(&pid, built)));
     found
+}
+
+/// One that the product makes on a node.
+fn is_link(name: &str) -> bool {
+    let number = |rest: &str| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit());
+    name == "tp0" || name == "ttprobe" || name.strip_prefix("tt").is_some_and(number)
 }
 
 fn names(folder: &Path) -> Vec<String> {
@@ -107,6 +112,12 @@ mod tests {
                      tmpfs /tmpx tmpfs rw 0 0\n";
         let found = mounts(table, Path::new("/tmp"));
         assert_eq!(Vec::from_iter(found), ["mount /tmp/.tmpAb/m", "mount /var/lib/tartarus/x"]);
+    }
+
+    #[test]
+    fn links_of_a_node_are_told_from_others() {
+        assert!(["tp0", "ttprobe", "tt17"].into_iter().all(is_link));
+        assert!(!["tpm0", "tt", "tty1", "eth0"].into_iter().any(is_link));
     }
 
     #[test]

@@ -77,6 +77,11 @@ impl Cuts {
         locked(&self.due).clone()
     }
 
+    /// Whether no update came after this one.
+    pub(crate) fn is_newest(&self, outer: Ipv4Addr, cut: &Arc<Cut>) -> bool {
+        locked(&self.due).get(&outer).is_some_and(|newest| Arc::ptr_eq(newest, cut))
+    }
+
     /// These were done; what came since was not.
     pub(crate) fn done(&self, done: &Due) {
         locked(&self.due).retain(|outer, cut| !done.get(outer).is_some_and(|before| Arc::ptr_eq(before, cut)));
@@ -136,6 +141,7 @@ mod tests {
         cuts.set(OUTER, web());
         let first = cuts.due();
         cuts.set(OUTER, web());
+        assert!(!cuts.is_newest(OUTER, &first[&OUTER]) && cuts.is_newest(OUTER, &cuts.due()[&OUTER]));
         cuts.done(&first);
         assert_eq!(cuts.due().len(), 1);
         cuts.done(&cuts.due());

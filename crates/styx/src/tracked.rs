@@ -5,7 +5,6 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use tartarus_types::net::Protocol;
@@ -46,12 +45,11 @@ pub(crate) fn forget(node: &Namespace, range: Ipv4Net, whole: bool, cuts: &Cuts)
     let mut all = list(|tracked| range.contains(&tracked.original.from.0))?;
     // After those were listed: a sandbox that begins meanwhile has none among them.
     let living: HashSet<Ipv4Net> = Links::here()?.addresses()?.into_iter().map(|(_, net)| net.trunc()).collect();
-    let mut failed = None;
-    let mut cut = HashSet::new();
-    for (outer, known) in due.iter().map(|(outer, one)| (outer, cut_off(*outer, one, &all))) {
-        match known {
-            // Another update may have come meanwhile, which allows it again.
-            Ok(known) if Arc::ptr_eq(&due[outer], cuts.due().get(outer).unwrap_or(&due[outer])) => cut.extend(known),
+    let (mut cut, mut failed) = (HashSet::new(), None);
+    for (outer, one) in &due {
+        match cut_off(*outer, one, &all) {
+            Ok(known) if cuts.is_newest(*outer, one) => cut.extend(known),
+            // Another update has come meanwhile, which may allow it again.
             Ok(_) => {}
             Err(error) => failed = Some(error),
         }
